@@ -1,0 +1,126 @@
+"""Runs the hello on one pipe: bytes and time in, a proven pipe out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import RemoteProtocolError
+from ..identity import node_id_text
+from ..net.driver import Driver
+from .datagrams import DatagramFraming
+from .machine import Failed, Initiator, Nominated, Proven, Responder
+
+if TYPE_CHECKING:
+    from ..net.pipe import Pipe
+
+ANSWER_REPEATS_S = 30.0
+"""How long an initiator answers a repeated M2 with M3 (WIRE section 1)."""
+MAX_PROVEN_DATAGRAM = 1200
+"""Bytes of user data in a datagram of a proven pipe: what crosses every path unfragmented (RFC 9000, 14)."""
+
+
+class HandshakeOwner(Protocol):
+    """Who is told how a handshake goes; each method is called at most once and from the loop."""
+
+    def handshake_proven(self, handshake: Handshake) -> None: ...
+    def handshake_nominated(self, handshake: Handshake) -> None: ...
+    def handshake_failed(self, handshake: Handshake) -> None: ...
+
+
+class Handshake:
+    """One hello on one pipe.
+
+    Attributes:
+        pipe: the pipe; nobody else reads or writes it until the hello is over.
+        initiator: whether this side is the initiator.
+        state: ``running``, ``proven`` (an initiator that has not nominated yet), ``nominated`` or ``failed``.
+        peer: the peer's public key once proven.
+        plugin_id: the attempt's id once known.
+        cause: why it failed.
+
+    """
+
+    def __init__(self, pipe: Pipe, machine: Initiator | Responder, owner: HandshakeOwner) -> None:
+        self.pipe = pipe
+        self.machine = machine
+        self.owner = owner
+        self.initiator = isinstance(machine, Initiator)
+        self.state = "running"
+        self.peer: bytes | None = None
+        self.plugin_id: str | None = None
+        self.cause: BaseException | None = None
+        self._driver = Driver(machine, pipe.write_raw, self._event)
+
+    def start(self, first: bytes = b"") -> None:
+        """Begin; ``first`` is what the pipe's listener has read already."""
+        pipe = self.pipe
+        pipe.gate()
+        pipe.handshake = self
+        pipe.add_close_callback(self._pipe_closed)
+        self._driver.start()
+        if first and self.state == "running":
+            self._driver.feed(first, pipe.remote)
+        if self.state in ("running", "proven"):
+            pipe.take_over(self._driver.feed)
+
+    def nominate(self) -> None:
+        """Make this pipe the one of its attempt set: send M3 (initiator, once proven)."""
+        if self.state == "proven" and isinstance(self.machine, Initiator):
+            self._driver.call(self.machine.nominate)
+
+    def cancel(self) -> None:
+        """Give the pipe up without a word to the owner."""
+        if self.state in ("running", "proven"):
+            self.state = "failed"
+            self._driver.close()
+            self.pipe.abort()
+
+    def _event(self, event: object) -> None:
+        if self.state in ("failed", "nominated"):
+            return
+        if isinstance(event, Proven):
+            self.peer, self.plugin_id = event.peer, event.plugin_id
+            self.state = "proven"
+            if self.initiator:
+                self.owner.handshake_proven(self)
+        elif isinstance(event, Nominated):
+            self._finish()
+        elif isinstance(event, Failed):
+            self._fail(event.cause)
+
+    def _finish(self) -> None:
+        assert self.peer is not None
+        assert self.plugin_id is not None
+        self.state = "nominated"
+        pipe = self.pipe
+        pipe.peer_id = node_id_text(self.peer)
+        leftover = self.machine.leftover()
+        if pipe.transport == "udp":
+            framing = DatagramFraming(
+                self.plugin_id, pipe, self._driver.feed, pipe.counters.count
+            )
+            pipe.set_filter(framing)
+            pipe.max_message = MAX_PROVEN_DATAGRAM
+            leftover = [m for data in leftover for m in framing.decode(data, pipe.remote)]
+            asyncio.get_running_loop().call_later(ANSWER_REPEATS_S, self._driver.close)
+        else:
+            self._driver.close()
+        pipe.hand_back(leftover)
+        pipe.open_gate()
+        self.owner.handshake_nominated(self)
+
+    def _fail(self, cause: BaseException) -> None:
+        if self.state in ("failed", "nominated"):
+            return
+        self.state = "failed"
+        self.cause = cause
+        self._driver.close()
+        self.pipe.abort()
+        self.owner.handshake_failed(self)
+
+    def _pipe_closed(self, _pipe: Pipe) -> None:
+        if self.state == "nominated":
+            self._driver.close()
+        elif self.state != "failed":
+            self._fail(RemoteProtocolError("the connection ended during the hello"))
