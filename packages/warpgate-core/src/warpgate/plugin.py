@@ -1,0 +1,138 @@
+"""The base class of every traversal strategy."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .errors import PluginDefinitionError
+from .net.constants import EXT_BIND, IP4, LOOPBACK_BIND, NIC_BIND
+from .protocol.con_id import PLUGIN_ID_ALPHABET, PLUGIN_ID_LENGTH
+
+if TYPE_CHECKING:
+    from .net.nic import Interface
+    from .net.pipe import Pipe
+    from .net.route import Route
+    from .node.node import Node
+    from .protocol.proto_msg import ConMsg
+    from .traversal.manager import TraversalManager
+
+DEFAULT_TIMEOUT_S = 10
+
+
+def new_plugin_id() -> str:
+    """Return a fresh id for an attempt: 15 characters of ``[A-Za-z0-9]`` from ``secrets``."""
+    return "".join(secrets.choice(PLUGIN_ID_ALPHABET) for _ in range(PLUGIN_ID_LENGTH))
+
+
+class Plugin:
+    """One attempt to produce a :class:`~warpgate.Pipe` to a peer; subclass it to write a strategy.
+
+    A subclass sets ``name`` and ``transport``, is marked with :func:`~warpgate.register` and
+    overrides :meth:`run`. Everything else has a default. The manager fills the instance
+    attributes before it calls :meth:`run`; without a manager (in a unit test) ``result`` is a
+    plain future.
+    """
+
+    name: ClassVar[str]
+    transport: ClassVar[Any]
+    phase: ClassVar[str | None] = None
+    route_types: ClassVar[tuple[int, ...]] = (NIC_BIND, EXT_BIND, LOOPBACK_BIND)
+    conf: ClassVar[dict[str, Any]] = {"timeout": DEFAULT_TIMEOUT_S, "set_bind": False}
+    proto_messages: ClassVar[tuple[tuple[Any, int, float], ...]] = ()
+
+    def __init__(self) -> None:
+        self.plugin_id: str = new_plugin_id()
+        self.af: int = IP4
+        self.nic: Interface = None  # type: ignore[assignment]  # the manager sets it before run()
+        self.src_info: dict[str, Any] = {}
+        self.dest_info: dict[str, Any] = {}
+        self.route_type: int = NIC_BIND
+        self.same_machine: bool = False
+        self.timeout: float = float(self.conf.get("timeout", DEFAULT_TIMEOUT_S))
+        self.initiator: bool = True
+        self.manager: TraversalManager = None  # type: ignore[assignment]
+        self.node: Node = None  # type: ignore[assignment]
+        self.route: Route | None = None
+        self._result: asyncio.Future[Any] | None = None
+
+    @property
+    def result(self) -> asyncio.Future[Any]:
+        """The future of this attempt: set it to a pipe, or to None for failure."""
+        if self._result is None:
+            self._result = asyncio.get_running_loop().create_future()
+        return self._result
+
+    @result.setter
+    def result(self, future: asyncio.Future[Any]) -> None:
+        self._result = future
+
+    @classmethod
+    async def setup(cls, node: Node) -> Any:
+        """Prepare state that all attempts on a node share.
+
+        Override it to return an object whose ``build_plugin()`` makes one :class:`Plugin` per
+        attempt, or None when the strategy should not be installed on this node. The default is
+        the class itself: one instance per attempt.
+        """
+        return cls
+
+    async def run(self, reply: ConMsg | None = None) -> None:
+        """Try to connect; resolve ``self.result``.
+
+        Args:
+            reply: the peer's signal that caused this call, None on the initiator's first call.
+
+        Any exception ends the attempt; returning leaves the result pending for a background task
+        or a later call, until the attempt's time-out.
+
+        """
+        raise PluginDefinitionError(f"{type(self).__name__} does not override run(); every strategy must")
+
+    def register_inbound(self) -> None:
+        """Claim the connections that carry this attempt's id; call it before signalling the peer."""
+        self.manager.register_inbound(self)
+
+    async def wait_for_inbound(self) -> Pipe | None:
+        """Wait for the pipe that :meth:`register_inbound` claimed.
+
+        Returns:
+            The pipe, whose other end has proven to be the peer; None when the attempt's time is up.
+
+        Raises:
+            LocalProtocolError: ``register_inbound`` was not called.
+
+        """
+        return await self.manager.wait_for_inbound(self)
+
+    async def send_signal_msg(self, msg: ConMsg) -> None:
+        """Send a message to the peer's instance of the strategy named in ``msg.meta.plugin_name``.
+
+        Fields that the caller left unset (id, family, own address, route type) are filled in. An
+        empty ``plugin_name`` becomes this strategy's own.
+
+        Raises:
+            SignallingError: no signal transport could carry it.
+            MessageTooLarge: the packed message exceeds the cap of 8 KiB.
+
+        """
+        await self.manager.send_signal(self, msg)
+
+    async def bind(self, port: int = 0) -> Route:
+        """Return a route bound to the local address chosen for this attempt.
+
+        Args:
+            port: the local port; 0 lets the system pick one when the route is used.
+
+        Raises:
+            OSError: the address can't be bound.
+
+        """
+        ip = self.src_info.get("ip")
+        if ip not in {address.ip for address in self.nic.addresses}:
+            ip = self.src_info.get("nic")  # the address for the route type is a NAT's, not ours
+        return await self.nic.route(self.af).bind(port=port, ip=ip)
+
+    async def close(self) -> None:
+        """Free what this attempt holds; called once when it has ended. Override as needed."""
