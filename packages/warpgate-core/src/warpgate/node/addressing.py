@@ -1,0 +1,114 @@
+"""A node's listening sockets and the signed address that tells peers of them."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from ..net.constants import IP4, IP6
+from ..net.nic import Interface, list_interfaces, loopback_interface
+from ..protocol.ip import is_loopback
+from ..protocol.peer_address import Endpoint, InterfaceRecord
+
+if TYPE_CHECKING:
+    from ..protocol.peer_address import PeerAddress
+
+LOOPBACK_HOSTS = ((IP4, "127.0.0.1"), (IP6, "::1"))
+
+
+def choose_interfaces(
+    ifs: Sequence[Interface | str] | None, ip: str | None
+) -> tuple[list[Interface], str | None]:
+    """Return the interfaces that a node uses, best first, and the one address it is bound to.
+
+    Args:
+        ifs: interfaces or their names, None for all.
+        ip: the one address to listen on, None for all; unspecified addresses mean all.
+
+    Raises:
+        ConfigError: an interface or the address does not exist on this machine.
+
+    """
+    if ip is not None:
+        try:
+            if ipaddress.ip_address(ip.split("%")[0]).is_unspecified:
+                ip = None
+        except ValueError:
+            raise ConfigError(f"ip={ip!r} is not an IP address") from None
+    found = [*list_interfaces()]
+    loopback = loopback_interface()
+    if all(nic.name != loopback.name for nic in found):
+        found.append(loopback)
+    if ifs is not None:
+        chosen = [_find(entry, found) for entry in ifs]
+        if not chosen:
+            raise ConfigError("ifs is empty; name at least one interface, or None for all")
+    elif ip is not None:
+        chosen = [nic for nic in found if ip in {address.ip for address in nic.addresses}]
+        if not chosen and is_loopback(ip):
+            chosen = [loopback]
+        if not chosen:
+            have = ", ".join(address.ip for nic in found for address in nic.addresses)
+            raise ConfigError(f"ip={ip!r} is no address of this machine; it has {have}")
+    else:
+        chosen = [nic for nic in found if nic is not loopback] or [loopback]
+    return chosen, ip
+
+
+def _find(entry: Interface | str, found: Sequence[Interface]) -> Interface:
+    if isinstance(entry, Interface):
+        return entry
+    for nic in found:
+        if nic.name == entry:
+            return nic
+    known = ", ".join(nic.name for nic in found)
+    raise ConfigError(f"interface {entry!r} does not exist or is down; this machine has {known}")
+
+
+def listening_hosts(nics: Sequence[Interface], ip: str | None) -> list[tuple[int, str]]:
+    """Return (family, ip) of every address to listen on, loopback included unless ``ip`` is given."""
+    if ip is not None:
+        return [(IP6 if ":" in ip else IP4, ip)]
+    hosts = [(address.af, address.ip) for nic in nics for address in nic.addresses]
+    own = {address.ip for address in loopback_interface().addresses}
+    hosts += [host for host in LOOPBACK_HOSTS if host[1] in own]
+    return list(dict.fromkeys(hosts))
+
+
+def interface_records(
+    nics: Sequence[Interface], ip: str | None, port: int
+) -> tuple[list[Interface], list[InterfaceRecord]]:
+    """Return the interfaces that stand in the address, in its order, with their records."""
+    used: list[Interface] = []
+    records: list[InterfaceRecord] = []
+    for nic in nics:
+        endpoints = []
+        for af in nic.supported():
+            local = ip if ip is not None else nic.local_ip(af)
+            if local is None or (":" in local) != (af == IP6):
+                continue
+            public = None if ip is not None else nic.global_ip(af)
+            bare = local.split("%")[0]
+            ext_ip = public if public != bare else None
+            endpoints.append(Endpoint(af, bare, port, ext_ip, None, 0, 0))
+        if endpoints:
+            used.append(nic)
+            records.append(InterfaceRecord(nic.index, tuple(endpoints)))
+    return used, records
+
+
+def direct_targets(
+    local: PeerAddress, peer: PeerAddress, nics: Sequence[Interface]
+) -> list[tuple[Interface, int, str, int]]:
+    """Return the ways to a peer's listening port for direct signals, best first."""
+    from ..traversal.combine import scoped
+    from ..traversal.paths import find_paths
+
+    targets: dict[tuple[str, int], tuple[Interface, int, str, int]] = {}
+    for path in find_paths(local, peer, nics)[0]:
+        nic = loopback_interface() if is_loopback(path.ip) else nics[path.src_index]
+        ip = scoped(path.ip, nic)
+        targets.setdefault((ip, path.port), (nic, path.af, ip, path.port))
+    return list(targets.values())

@@ -1,0 +1,225 @@
+"""``auto_connect``: from a peer's address to a proven pipe."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ..errors import (
+    ConfigError,
+    InvalidAddressError,
+    KeyChangedError,
+    NoPathError,
+    NoSharedFamilyError,
+    WarpgateError,
+)
+from ..events import ConnectFinished, ConnectStarted
+from ..net.constants import IP4, IP6, ROUTE_TYPES, af_name, transport_name
+from ..traversal.plan import PlanOptions
+from ..traversal.race import Race
+from ..traversal.report import Report, SkipReason
+from .resolve import resolve
+
+if TYPE_CHECKING:
+    from ..net.pipe import Pipe
+    from ..plugin import Plugin
+    from ..protocol.peer_address import PeerAddress
+    from ..traversal.attempt import Attempt
+    from .node import Node
+
+TIMEOUT_S = 60.0
+TURN_LIMIT = 3
+
+
+async def auto_connect(
+    node: Node,
+    dest_addr: bytes | str | PeerAddress,
+    timeout: float = TIMEOUT_S,  # noqa: ASYNC109  # the public contract's name
+    turn_limit: int = TURN_LIMIT,
+    *,
+    transport: str | int | None = None,
+    plugins: Iterable[str] | None = None,
+    afs: Iterable[int] | None = None,
+    route_types: Iterable[int] | None = None,
+) -> tuple[Pipe | None, Plugin | None]:
+    """Connect to a peer by the best way there is.
+
+    Every strategy is tried over every family, route type and interface that can work; the first
+    pipe whose other end has proven to be the peer wins, and everything else is cleaned up.
+
+    Args:
+        node: the local node, started.
+        dest_addr: the peer's address (bytes or text form) or nickname.
+        timeout: seconds; the call returns by then, give or take 50 ms.
+        turn_limit: how many relay attempts may be made.
+        transport: ``"tcp"``, ``"udp"`` or None for any.
+        plugins: names of the strategies to try, None for all that are installed.
+        afs: address families to try (``IP4``, ``IP6``).
+        route_types: route types to try (``NIC_BIND``, ``EXT_BIND``, ``LOOPBACK_BIND``).
+
+    Returns:
+        ``(pipe, plugin)`` of the winner, or ``(None, None)``; then ``node.last_report.error`` says why.
+
+    Raises:
+        InvalidAddressError: ``dest_addr`` is not an address.
+        KeyChangedError: the peer's key is not the one that was pinned.
+        ConfigError: an argument names something unknown.
+
+    """
+    options = check_options(node, turn_limit, transport, plugins, afs, route_types)
+    report = Report()
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    winner: Attempt | None = None
+    try:
+        async with asyncio.timeout(timeout):
+            peer = await resolve(node, dest_addr)
+        winner = await _race(node, peer, options, report, timeout - (loop.time() - started))
+    except (InvalidAddressError, KeyChangedError, ConfigError) as error:
+        report.error = error
+        raise
+    except TimeoutError:
+        report.error = NoPathError(f"the name {dest_addr!r} was not resolved within {timeout:g} s")
+    except WarpgateError as error:
+        report.error = error
+    finally:
+        report.seconds = loop.time() - started
+        node.last_report = report
+        strategy = report.winner.strategy if report.winner else None
+        node.notify(ConnectFinished(report.peer_id, strategy, report.seconds))
+    if winner is None or winner.winner is None:
+        return None, None
+    winner.winner.report = report
+    return winner.winner, winner.plugin
+
+
+async def connect(
+    node: Node,
+    dest_addr: bytes | str | PeerAddress,
+    timeout: float = TIMEOUT_S,  # noqa: ASYNC109  # the public contract's name
+    turn_limit: int = TURN_LIMIT,
+    *,
+    transport: str | int | None = None,
+    plugins: Iterable[str] | None = None,
+    afs: Iterable[int] | None = None,
+    route_types: Iterable[int] | None = None,
+) -> Pipe:
+    """Connect as :func:`auto_connect` does, but raise the reason when there is no pipe.
+
+    Returns:
+        The proven pipe.
+
+    Raises:
+        NoPathError: nothing that was tried led to a pipe; one line per attempt.
+        UnknownPeerError: a nickname that nobody here knows.
+        NoSharedFamilyError: the peers have no address family in common.
+        InvalidAddressError, KeyChangedError, ConfigError: as :func:`auto_connect`.
+
+    """
+    pipe, _ = await auto_connect(
+        node,
+        dest_addr,
+        timeout,
+        turn_limit,
+        transport=transport,
+        plugins=plugins,
+        afs=afs,
+        route_types=route_types,
+    )
+    if pipe is None:
+        assert node.last_report is not None
+        raise node.last_report.error or NoPathError(str(node.last_report))
+    return pipe
+
+
+async def _race(
+    node: Node, peer: PeerAddress, options: PlanOptions, report: Report, timeout_s: float
+) -> Attempt | None:
+    report.peer_id = peer.node_id
+    if peer.key == node.identity.public_key:
+        raise NoPathError("that is this node's own address; a node does not connect to itself")
+    manager = node.traversal
+    chosen = manager.plan_for(peer, options)
+    node.notify(ConnectStarted(peer.node_id, len(chosen.combinations), len(chosen.skips)))
+    race = Race(manager, peer, chosen)
+    report.outcomes, report.skips = race.outcomes, race.skips
+    try:
+        winner = await race.run(timeout_s)
+    except BaseException:
+        if race.winner is not None and race.winner.winner is not None:
+            race.winner.winner.abort()
+        raise
+    if winner is None:
+        report.error = _explain(node, peer, options, report)
+        return None
+    report.winner = winner.outcome
+    return winner
+
+
+def _explain(node: Node, peer: PeerAddress, options: PlanOptions, report: Report) -> WarpgateError:
+    """Choose the exception that says best why there is no pipe."""
+    if not report.outcomes:
+        if any(skip.reason is SkipReason.NO_STRATEGY for skip in report.skips):
+            return NoPathError(
+                "no strategy is installed; pip install warpgate-plugin-direct, "
+                "warpgate-plugin-punch or warpgate-plugin-turn"
+            )
+        wanted = set(options.afs if options.afs is not None else (IP4, IP6))
+        if not (node.peer_address.families() & peer.families() & wanted):
+            ours = ", ".join(sorted(map(af_name, node.peer_address.families()))) or "none"
+            theirs = ", ".join(sorted(map(af_name, peer.families()))) or "none"
+            return NoSharedFamilyError(
+                f"no address family in common: here {ours}, there {theirs}"
+                + (f", asked for {', '.join(sorted(map(af_name, wanted)))}" if options.afs else "")
+            )
+    lines = report.lines() or ["nothing could be tried"]
+    return NoPathError("no path to the peer:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def check_options(
+    node: Node,
+    turn_limit: int = TURN_LIMIT,
+    transport: str | int | None = None,
+    plugins: Iterable[str] | None = None,
+    afs: Iterable[int] | None = None,
+    route_types: Iterable[int] | None = None,
+) -> PlanOptions:
+    """Check what a caller narrowed.
+
+    Raises:
+        ConfigError: a value is unknown; the text names it and what is known.
+
+    """
+    if not node.running:
+        raise ConfigError("the node is not running; await node.start() first")
+    try:
+        wanted = None if transport is None else transport_name(transport)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if isinstance(plugins, str):
+        raise ConfigError(f"plugins={plugins!r} is a string; expected a list of names")
+    names = None if plugins is None else tuple(plugins)
+    for name in names or ():
+        node.traversal.loader(name)
+    return PlanOptions(
+        transport=wanted,
+        plugins=names,
+        afs=_known("afs", afs, (IP4, IP6)),
+        route_types=_known("route_types", route_types, ROUTE_TYPES),
+        relay=node.conf["relay"],
+        relay_after_s=node.conf["relay_after"],
+        turn_limit=turn_limit,
+    )
+
+
+def _known(
+    name: str, values: Iterable[int] | None, known: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    if values is None:
+        return None
+    chosen = tuple(int(value) for value in values)
+    for value in chosen:
+        if value not in known:
+            raise ConfigError(f"{name} holds {value}; expected some of {', '.join(map(str, known))}")
+    return chosen

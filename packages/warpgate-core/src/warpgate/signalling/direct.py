@@ -1,0 +1,219 @@
+"""Signals straight to the peer's listening TCP port (WIRE section 2, "Direct").
+
+The connection is kept for 30 s: answers return on it, and further signals reuse it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import RemoteProtocolError, SignallingError
+from ..hello.messages import SIGNAL, Deframer, frame
+from ..net.constants import TCP
+from ..net.pipe import Pipe
+from ..protocol.ip import is_loopback
+from .transport import Deliver, SignalOrigin
+
+if TYPE_CHECKING:
+    from ..events import Counters
+    from ..net.nic import Interface
+    from ..protocol.peer_address import PeerAddress
+
+log = logging.getLogger("warpgate")
+
+KEEP_S = 30.0
+MAX_CONNECTIONS = 256
+"""Signal connections, in and out; the longest idle goes first."""
+STAGGER_S = 0.030
+MAX_DIALS = 6
+CONNECT_TIMEOUT_S = 3.0
+
+
+Target = tuple["Interface", int, str, int]
+"""From which interface, by which family, to which ip and port."""
+
+
+class DirectTransport:
+    """The signal transport that needs no server.
+
+    Args:
+        targets: lists the ways to a peer's listening port, best first.
+        counters: where drops are counted.
+
+    """
+
+    name = "direct"
+
+    def __init__(
+        self,
+        targets: Callable[[PeerAddress], Sequence[Target]],
+        counters: Counters,
+    ) -> None:
+        self._targets = targets
+        self._counters = counters
+        self._deliver: Deliver | None = None
+        self._connections: OrderedDict[Pipe, asyncio.TimerHandle] = OrderedDict()
+        self._by_peer: dict[bytes, Pipe] = {}
+
+    async def start(self, deliver: Deliver) -> None:
+        """Begin to accept envelopes; the node's listeners bring the connections."""
+        self._deliver = deliver
+
+    def brokers(self) -> tuple[str, ...]:
+        """Return nothing: this transport uses no broker."""
+        return ()
+
+    async def close(self) -> None:
+        """Close every signal connection."""
+        self._deliver = None
+        for pipe in list(self._connections):
+            pipe.abort()
+
+    async def send(self, dest: PeerAddress, envelope: bytes) -> None:
+        """Carry an envelope to a peer's listening port.
+
+        Raises:
+            SignallingError: none of the peer's addresses that can be reached from here answers.
+
+        """
+        pipe = self._by_peer.get(dest.key)
+        if pipe is None or pipe.closed:
+            pipe = await self._dial(dest)
+            self._adopt(pipe, Deframer())
+            self._by_peer[dest.key] = pipe
+        await self._write(pipe, envelope)
+
+    def accept(self, pipe: Pipe, deframer: Deframer, body: bytes) -> None:
+        """Take over a connection that began with a signal; ``body`` is its first envelope."""
+        self._adopt(pipe, deframer)
+        self._received(pipe, body)
+        self._drain(pipe, deframer)
+
+    # Connections.
+
+    def _adopt(self, pipe: Pipe, deframer: Deframer) -> None:
+        if self._deliver is None:
+            pipe.abort()
+            return
+        if len(self._connections) >= MAX_CONNECTIONS:
+            oldest, timer = self._connections.popitem(last=False)
+            timer.cancel()
+            self._counters.count("signal_connections_evicted")
+            oldest.abort()
+        self._touch(pipe)
+        pipe.add_close_callback(self._gone)
+
+        def more(data: bytes, _addr: tuple[str, int]) -> None:
+            try:
+                deframer.feed(data)
+            except RemoteProtocolError as error:
+                self._garbage(pipe, error)
+            else:
+                self._drain(pipe, deframer)
+
+        pipe.take_over(more)
+
+    def _drain(self, pipe: Pipe, deframer: Deframer) -> None:
+        try:
+            while (message := deframer.next()) is not None:
+                kind, body = message
+                if kind != SIGNAL:
+                    raise RemoteProtocolError(f"message {kind} on a signal connection")
+                self._received(pipe, body)
+        except RemoteProtocolError as error:
+            self._garbage(pipe, error)
+
+    def _garbage(self, pipe: Pipe, error: RemoteProtocolError) -> None:
+        self._counters.count("signal_garbage")
+        log.debug("signal connection with %s: %s", pipe.remote, error)
+        pipe.abort()
+
+    def _received(self, pipe: Pipe, envelope: bytes) -> None:
+        if self._deliver is None:
+            return
+        self._touch(pipe)
+        ip, port = pipe.remote
+
+        async def reply(answer: bytes) -> None:
+            await self._write(pipe, answer)
+
+        origin = SignalOrigin(self.name, is_loopback(ip), reply, f"{ip} port {port}")
+        self._deliver(envelope, origin)
+
+    async def _write(self, pipe: Pipe, envelope: bytes) -> None:
+        if pipe.closed:
+            raise SignallingError("the signal connection has ended")
+        self._touch(pipe)
+        pipe.write_raw(frame(SIGNAL, envelope))
+
+    def _touch(self, pipe: Pipe) -> None:
+        timer = self._connections.pop(pipe, None)
+        if timer is not None:
+            timer.cancel()
+        if not pipe.closed:
+            loop = asyncio.get_running_loop()
+            self._connections[pipe] = loop.call_later(KEEP_S, pipe.abort)
+
+    def _gone(self, pipe: Pipe) -> None:
+        timer = self._connections.pop(pipe, None)
+        if timer is not None:
+            timer.cancel()
+        for key in [key for key, other in self._by_peer.items() if other is pipe]:
+            del self._by_peer[key]
+
+    # Dialling.
+
+    async def _dial(self, dest: PeerAddress) -> Pipe:
+        """Connect to the first of the peer's addresses that answers."""
+        targets = self._targets(dest)
+        if not targets:
+            raise SignallingError("none of the peer's addresses can be reached from here")
+        loop = asyncio.get_running_loop()
+        dials = [
+            loop.create_task(self._dial_one(target, number * STAGGER_S))
+            for number, target in enumerate(targets[:MAX_DIALS])
+        ]
+        errors: list[str] = []
+        pending = set(dials)
+        try:
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    error = task.exception()
+                    if error is None:
+                        return task.result()
+                    errors.append(str(error))
+        finally:
+            _discard(dials, keep_first=True)
+        raise SignallingError("; ".join(errors))
+
+    async def _dial_one(self, target: Target, delay_s: float) -> Pipe:
+        await asyncio.sleep(delay_s)
+        nic, af, ip, port = target
+        route = await nic.route(af).bind()
+        try:
+            return await route.connect((ip, port), TCP, timeout=CONNECT_TIMEOUT_S)
+        except (OSError, TimeoutError) as error:
+            raise SignallingError(f"{ip} port {port}: {error}") from error
+
+
+def _discard(dials: list[asyncio.Task[Pipe]], *, keep_first: bool) -> None:
+    """Cancel what is still dialling and close what connected too late."""
+    kept = not keep_first
+    for task in dials:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_close_late)
+        elif not task.cancelled() and task.exception() is None:
+            if kept:
+                task.result().abort()
+            kept = True
+
+
+def _close_late(task: asyncio.Task[Pipe]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().abort()

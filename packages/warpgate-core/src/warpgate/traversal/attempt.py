@@ -1,0 +1,251 @@
+"""One attempt: a plugin instance, its tasks, the proofs of its pipes, its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RemoteProtocolError, TraversalError
+from ..net.pipe import Pipe
+from .report import AttemptOutcome
+from .result import ResultFuture
+
+if TYPE_CHECKING:
+    from ..hello.shell import Handshake
+    from ..plugin import Plugin
+    from ..protocol.peer_address import PeerAddress
+    from ..protocol.proto_msg import ConMsg
+    from ..signalling.transport import SignalOrigin
+    from .manager import TraversalManager
+    from .paths import Path
+
+log = logging.getLogger("warpgate")
+
+MAX_PROOFS = 8
+"""Pipes of one attempt that may be under proof at once (contract, section 2)."""
+MAX_RUNS = 8
+"""Calls of ``run`` of one attempt that may be pending at once."""
+CLOSE_GRACE_S = 0.030
+"""A ``close()`` that takes longer moves to the node's reaper."""
+
+
+class Attempt:
+    """The manager's side of one :class:`~warpgate.Plugin` instance.
+
+    Attributes:
+        plugin: the instance.
+        peer: the peer's newest signed address.
+        outcome: what the report will say.
+        origin: by which way the peer's latest signal came.
+        winner: the nominated pipe, once there is one.
+        on_candidate: asked when a pipe of ours is proven; calls :meth:`nominate` on the winner.
+        on_end: called once when the attempt has ended.
+
+    """
+
+    def __init__(
+        self,
+        manager: TraversalManager,
+        plugin: Plugin,
+        peer: PeerAddress,
+        outcome: AttemptOutcome,
+    ) -> None:
+        self.manager = manager
+        self.plugin = plugin
+        self.peer = peer
+        self.outcome = outcome
+        self.path: Path
+        self.origin: SignalOrigin | None = None
+        self.on_candidate: Callable[[Attempt, Handshake], None] | None = None
+        self.on_end: Callable[[Attempt], None] | None = None
+        self.ended = False
+        self.winner: Pipe | None = None
+        self.loop = asyncio.get_running_loop()
+        self.started = self.loop.time()
+        self.cleanup: asyncio.Task[None] | None = None
+        self._gave_up = False
+        self._runs: set[asyncio.Task[None]] = set()
+        self._proofs: set[Handshake] = set()
+        self._last_cause = ""
+        self._timer: asyncio.TimerHandle | None = None
+        plugin.result = ResultFuture(self, self.loop)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(peer id, plugin_id): what tells this attempt from all others."""
+        return (self.peer.node_id, self.plugin.plugin_id)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a ``run`` or a proof is under way."""
+        return bool(self._runs or self._proofs)
+
+    def start(self, reply: ConMsg | None = None) -> None:
+        """Arm the time-out and call ``run``."""
+        self.started = self.loop.time()
+        self._timer = self.loop.call_later(self.plugin.timeout, self._expire)
+        self.reenter(reply)
+
+    def reenter(self, reply: ConMsg | None) -> bool:
+        """Call ``run(reply)`` in a task of its own; False when too many are pending."""
+        if self.ended or len(self._runs) >= MAX_RUNS:
+            return False
+        name = f"warpgate {self.plugin.name} {self.plugin.plugin_id}"
+        task = self.loop.create_task(self._run(reply), name=name)
+        self._runs.add(task)
+        task.add_done_callback(self._runs.discard)
+        return True
+
+    async def _run(self, reply: ConMsg | None) -> None:
+        plugin = self.plugin
+        try:
+            if self.manager.set_bind(plugin) and plugin.route is None:
+                plugin.route = await plugin.bind()
+            await plugin.run(reply)
+        except asyncio.CancelledError:
+            if not self.ended:
+                # The strategy cancelled itself: nothing else will resolve it.
+                self.failed(TraversalError("run() was cancelled from within"))
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever a strategy raises ends its attempt only
+            log.debug("%s: run() raised", plugin.name, exc_info=True)
+            self.failed(error)
+
+    # What the strategy does with its future.
+
+    def offered(self, value: Any) -> None:
+        """Take what ``set_result`` was called with."""
+        if isinstance(value, Pipe):
+            self._offer_pipe(value)
+        elif self.ended:
+            return
+        elif value is None:
+            if self._proofs:
+                self._gave_up = True
+            else:
+                self._end("failed", self._last_cause or "the strategy gave up")
+        elif self.plugin.phase is None:
+            self._end("won", "", value)
+        else:
+            self.failed(TypeError(f"result must be a Pipe or None, got {type(value).__name__}"))
+
+    def failed(self, cause: BaseException) -> None:
+        """End with an error as the cause."""
+        text = str(cause)
+        name = type(cause).__name__
+        self._end("failed", f"{name}: {text}" if text else name)
+
+    def cancelled(self) -> None:
+        """End because somebody cancelled ``result``."""
+        self._end("cancelled", "cancelled")
+
+    def lose(self, cause: str = "another attempt won") -> None:
+        """End because another attempt won or the call is over."""
+        self._end("lost", cause)
+
+    def _expire(self) -> None:
+        cause = f"no result within {self.plugin.timeout:g} s"
+        self._end("timeout", f"{cause}; last: {self._last_cause}" if self._last_cause else cause)
+
+    # Proof of the pipes that were handed over.
+
+    def _offer_pipe(self, pipe: Pipe) -> None:
+        handshake = pipe.handshake
+        if self.ended or (pipe.closed and handshake is None):
+            pipe.abort()
+            if not self.ended:
+                self._last_cause = "the pipe had ended before it was handed over"
+            return
+        if handshake is not None and handshake.state == "nominated":
+            self._won(handshake)
+        elif handshake is not None and handshake in self._proofs:
+            if handshake.state == "proven":
+                self._candidate(handshake)
+        elif len(self._proofs) >= MAX_PROOFS:
+            self.manager.stats.count("proofs_refused")
+            pipe.abort()
+        else:
+            self.manager.prove(self, pipe)
+
+    def watch(self, handshake: Handshake) -> None:
+        """Own a handshake that is about to start or was started for this attempt by a listener."""
+        self._proofs.add(handshake)
+
+    def handshake_proven(self, handshake: Handshake) -> None:
+        """A pipe of this initiator is proven; who arbitrates decides whether it is nominated."""
+        self._candidate(handshake)
+
+    def _candidate(self, handshake: Handshake) -> None:
+        if self.on_candidate is None:
+            handshake.nominate()
+        else:
+            self.on_candidate(self, handshake)
+
+    def handshake_nominated(self, handshake: Handshake) -> None:
+        """M3 was sent or has come: this is the pipe."""
+        if self.ended:
+            handshake.pipe.abort()
+            return
+        self._won(handshake)
+
+    def handshake_failed(self, handshake: Handshake) -> None:
+        """A proof failed; the attempt goes on unless the strategy had given up."""
+        self._proofs.discard(handshake)
+        self._last_cause = str(handshake.cause)
+        if isinstance(handshake.cause, RemoteProtocolError):
+            self.manager.stats.count("hello_failed")
+        if self._gave_up and not self._proofs and not self.ended:
+            self._end("failed", self._last_cause)
+
+    def _won(self, handshake: Handshake) -> None:
+        pipe = handshake.pipe
+        self._proofs.discard(handshake)
+        pipe.plugin_name = pipe.plugin_name or self.plugin.name
+        if pipe.path is None:
+            pipe.path = "relay" if self.plugin.phase == "relay" else "direct"
+        self.winner = pipe
+        self._end("won", "", pipe)
+        self.manager.attempt_won(self, pipe)
+
+    # The end.
+
+    def _end(self, status: str, cause: str, value: Any = None) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self.outcome.status = status
+        self.outcome.cause = cause
+        self.outcome.seconds = self.loop.time() - self.started
+        for handshake in list(self._proofs):
+            handshake.cancel()
+        self._proofs.clear()
+        result = self.plugin.result
+        if isinstance(result, ResultFuture):
+            result.resolve(value)
+        current = asyncio.current_task()
+        runs = {task for task in self._runs if task is not current}
+        if status != "won":
+            for task in runs:
+                task.cancel()
+        self.cleanup = self.loop.create_task(self._clean_up(runs), name="warpgate attempt clean-up")
+        self.manager.attempt_ended(self)
+        if self.on_end is not None:
+            self.on_end(self)
+
+    async def _clean_up(self, runs: set[asyncio.Task[None]]) -> None:
+        if self.outcome.status == "won" and runs:
+            # A winning run() is given a moment to return by itself.
+            await asyncio.wait(runs, timeout=CLOSE_GRACE_S)
+            for task in runs:
+                task.cancel()
+        if runs:
+            await asyncio.wait(runs)
+        try:
+            await self.plugin.close()
+        except Exception:
+            log.exception("%s: close() raised", self.plugin.name)
+            self.manager.stats.count("close_errors")

@@ -1,0 +1,24 @@
+"""``return_addr``: the other side of ``get_addr``."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ...plugin import Plugin
+from ...protocol.proto_msg import ConMsg
+
+
+class ReturnAddr(Plugin):
+    """Answers a peer's ``get_addr``; every signal carries its sender's fresh address."""
+
+    name: ClassVar[str] = "return_addr"
+    transport: ClassVar[Any] = "tcp"
+    conf: ClassVar[dict[str, Any]] = {"timeout": 5, "set_bind": False}
+
+    async def run(self, reply: ConMsg | None = None) -> None:
+        """Answer once, then end."""
+        if not self.initiator:
+            msg = ConMsg()
+            msg.meta.plugin_name = "get_addr"
+            await self.send_signal_msg(msg)
+        self.result.set_result(None)

@@ -1,0 +1,304 @@
+"""Connections and datagrams that come in: whose they are, and who waits for them.
+
+An accepted connection says with its first bytes what it is: a hello, a signal, or neither (a
+plain connection). Until its peer is proven it counts against a cap and a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..errors import LocalProtocolError, RemoteProtocolError
+from ..hello.messages import M0, M1, SIGNAL, Deframer, frame, looks_like_magic, parse_datagram, unpack_m0
+from ..hello.shell import Handshake
+from ..identity import node_id_text
+from ..net.udp import UdpPipe
+
+if TYPE_CHECKING:
+    from ..net.datagram import DatagramSocket
+    from ..net.pipe import Pipe
+    from ..net.tcp import TcpPipe
+    from .attempt import Attempt
+    from .manager import TraversalManager
+
+log = logging.getLogger("warpgate")
+
+MAX_UNPROVEN = 256
+"""Accepted connections whose peer is not proven yet; the oldest goes first."""
+UNPROVEN_S = 5.0
+MAX_PLAIN_UDP = 256
+PLAIN_UDP_IDLE_S = 60.0
+
+StreamSignalHandler = Callable[["TcpPipe", Deframer, bytes], None]
+
+
+class Waiter:
+    """A place that ``register_inbound`` has claimed."""
+
+    def __init__(self, attempt: Attempt, loop: asyncio.AbstractEventLoop) -> None:
+        self.attempt = attempt
+        self.pipe: asyncio.Future[Pipe] = loop.create_future()
+
+
+class Inbound:
+    """The door: listeners hand it what they accept.
+
+    Args:
+        manager: the traversal manager, which makes hello machines and delivers pipes.
+        accept_plain: whether connections that are no hello reach the user.
+        on_signal_stream: takes over a connection that carries signals.
+
+    """
+
+    def __init__(
+        self,
+        manager: TraversalManager,
+        accept_plain: bool,
+        on_signal_stream: StreamSignalHandler,
+    ) -> None:
+        self._manager = manager
+        self._accept_plain = accept_plain
+        self._on_signal_stream = on_signal_stream
+        self._waiters: dict[str, Waiter] = {}
+        self._unproven: OrderedDict[Pipe, asyncio.TimerHandle] = OrderedDict()
+        self._plain_udp: OrderedDict[tuple[object, ...], UdpPipe] = OrderedDict()
+        self._plain_timers: dict[UdpPipe, asyncio.TimerHandle] = {}
+
+    # Waiters.
+
+    def register(self, attempt: Attempt) -> None:
+        """Claim the pipes that carry an attempt's id."""
+        plugin_id = attempt.plugin.plugin_id
+        if plugin_id not in self._waiters:
+            self._waiters[plugin_id] = Waiter(attempt, attempt.loop)
+
+    async def wait(self, attempt: Attempt) -> Pipe | None:
+        """Wait for a claimed pipe; None when the attempt's time is up or it has ended."""
+        waiter = self._waiters.get(attempt.plugin.plugin_id)
+        if waiter is None:
+            raise LocalProtocolError(
+                "wait_for_inbound() without register_inbound(); call it before signalling the peer"
+            )
+        remaining = attempt.started + attempt.plugin.timeout - attempt.loop.time()
+        await asyncio.wait([waiter.pipe], timeout=max(remaining, 0))
+        if waiter.pipe.done() and not waiter.pipe.cancelled():
+            return waiter.pipe.result()
+        return None
+
+    def forget(self, attempt: Attempt) -> None:
+        """Give an ended attempt's place back; a pipe nobody took is closed with the attempt."""
+        waiter = self._waiters.get(attempt.plugin.plugin_id)
+        if waiter is not None and waiter.attempt is attempt:
+            del self._waiters[attempt.plugin.plugin_id]
+            if waiter.pipe.done():
+                pipe = waiter.pipe.result()
+                if pipe is not attempt.winner:
+                    pipe.abort()
+            else:
+                waiter.pipe.cancel()
+
+    # Streams.
+
+    def accept_stream(self, pipe: TcpPipe) -> None:
+        """Take a connection that a listener has just accepted, before its first byte."""
+        self._hold(pipe)
+        head: bytearray | None = bytearray()
+        deframer = Deframer()
+
+        def received(data: bytes, _addr: tuple[str, int]) -> None:
+            nonlocal head
+            if head is not None:
+                head += data
+                magic = looks_like_magic(bytes(head))
+                if magic is None:
+                    return
+                data, head = bytes(head), None
+                if not magic:
+                    self._plain_stream(pipe, data)
+                    return
+            try:
+                deframer.feed(data)
+                message = deframer.next()
+            except RemoteProtocolError as error:
+                self._refuse(pipe, "hello_garbage", str(error))
+                return
+            if message is not None:
+                self._first_message(pipe, *message, deframer)
+
+        pipe.take_over(received)
+
+    def _first_message(self, pipe: TcpPipe, kind: int, body: bytes, deframer: Deframer) -> None:
+        if kind == SIGNAL:
+            self._release(pipe)
+            self._on_signal_stream(pipe, deframer, body)
+            return
+        first = frame(kind, body) + b"".join(deframer.leftover())
+        self._hello(pipe, kind, body, first)
+
+    def _plain_stream(self, pipe: TcpPipe, first: bytes) -> None:
+        self._release(pipe)
+        if not self._accept_plain:
+            self._refuse(pipe, "plain_refused", "accept_plain is off")
+            return
+        pipe.hand_back([first])
+        self._manager.deliver_inbound(pipe, None)
+
+    # Datagrams.
+
+    def accept_datagram(self, sock: DatagramSocket, data: bytes, addr: tuple[str, int]) -> None:
+        """Take a datagram from a source that has no pipe yet."""
+        if looks_like_magic(data[:8]):
+            try:
+                kind, body = parse_datagram(data)
+            except RemoteProtocolError:
+                self._manager.stats.count("hello_garbage")
+                return
+            if kind not in (M0, M1):
+                self._manager.stats.count("hello_unexpected")
+                return
+            pipe = UdpPipe(sock, remote=addr, owner=False)
+            pipe.inbound = True
+            self._hold(pipe)
+            self._hello(pipe, kind, body, data)
+        elif self._accept_plain:
+            self._plain_datagram(sock, data, addr)
+        else:
+            self._manager.stats.count("plain_refused")
+
+    def _plain_datagram(self, sock: DatagramSocket, data: bytes, addr: tuple[str, int]) -> None:
+        pipe = UdpPipe(sock, remote=addr, owner=False)
+        pipe.inbound = True
+        if len(self._plain_udp) >= MAX_PLAIN_UDP:
+            _, oldest = self._plain_udp.popitem(last=False)
+            self._manager.stats.count("plain_udp_evicted")
+            oldest.abort()
+        key = (sock.local, addr)
+        self._plain_udp[key] = pipe
+        loop = asyncio.get_running_loop()
+
+        def idle() -> None:
+            quiet = loop.time() - pipe.last_heard
+            if quiet >= PLAIN_UDP_IDLE_S:
+                pipe.abort()
+            else:
+                self._plain_timers[pipe] = loop.call_later(PLAIN_UDP_IDLE_S - quiet, idle)
+
+        def gone(_pipe: Pipe) -> None:
+            self._plain_udp.pop(key, None)
+            timer = self._plain_timers.pop(pipe, None)
+            if timer is not None:
+                timer.cancel()
+
+        self._plain_timers[pipe] = loop.call_later(PLAIN_UDP_IDLE_S, idle)
+        pipe.add_close_callback(gone)
+        pipe.hand_back([data])
+        self._manager.deliver_inbound(pipe, None)
+
+    # Hellos.
+
+    def _hello(self, pipe: Pipe, kind: int, body: bytes, first: bytes) -> None:
+        if kind == M0:
+            try:
+                waiter = self._waiters.get(unpack_m0(body))
+            except RemoteProtocolError as error:
+                self._refuse(pipe, "hello_garbage", str(error))
+                return
+            if waiter is None or not waiter.attempt.plugin.initiator:
+                self._refuse(pipe, "hello_no_waiter", "M0 for an attempt that is not waiting here")
+                return
+            attempt = waiter.attempt
+            handshake = self._manager.make_initiator(attempt, pipe, _WaiterOwner(self, waiter))
+            attempt.watch(handshake)
+        elif kind == M1:
+            handshake = self._manager.make_responder(None, pipe, self)
+        else:
+            self._refuse(pipe, "hello_unexpected", f"M{kind} from nowhere")
+            return
+        handshake.start(first)
+
+    def handshake_proven(self, handshake: Handshake) -> None:
+        """Never called: a responder's proof and nomination are one."""
+
+    def handshake_failed(self, handshake: Handshake) -> None:
+        """Count a hello that came to nothing."""
+        self._release(handshake.pipe)
+        self._manager.stats.count("hello_failed")
+        log.debug("inbound hello from %s failed: %s", handshake.pipe.remote, handshake.cause)
+
+    def handshake_nominated(self, handshake: Handshake) -> None:
+        """Hand an inbound pipe to its waiter, or to the user."""
+        pipe = handshake.pipe
+        self._release(pipe)
+        assert handshake.peer is not None
+        assert handshake.plugin_id is not None
+        peer_id = node_id_text(handshake.peer)
+        attempt = self._manager.find(peer_id, handshake.plugin_id)
+        waiter = self._waiters.get(handshake.plugin_id)
+        if not self._manager.first_delivery(peer_id, handshake.plugin_id):
+            self._refuse(pipe, "hello_second_pipe", "this attempt has its pipe already")
+        elif waiter is not None and waiter.attempt is attempt and not waiter.pipe.done():
+            waiter.pipe.set_result(pipe)
+        else:
+            if attempt is not None and not attempt.plugin.initiator:
+                attempt.lose("another pipe of this attempt was nominated")
+            self._manager.deliver_inbound(pipe, attempt.plugin.name if attempt else None)
+
+    # The cap on unproven connections.
+
+    def release_unproven(self, pipe: Pipe) -> None:
+        """Take a connection off the cap, because its peer is proven."""
+        self._release(pipe)
+
+    def _hold(self, pipe: Pipe) -> None:
+        if len(self._unproven) >= MAX_UNPROVEN:
+            oldest, timer = self._unproven.popitem(last=False)
+            timer.cancel()
+            self._refuse(oldest, "unproven_evicted", "too many unproven connections")
+        loop = asyncio.get_running_loop()
+        self._unproven[pipe] = loop.call_later(UNPROVEN_S, self._expired, pipe)
+        pipe.add_close_callback(self._release)
+
+    def _expired(self, pipe: Pipe) -> None:
+        self._refuse(pipe, "unproven_expired", f"nothing proven within {UNPROVEN_S:g} s")
+
+    def _release(self, pipe: Pipe) -> None:
+        timer = self._unproven.pop(pipe, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _refuse(self, pipe: Pipe, counter: str, detail: str) -> None:
+        self._release(pipe)
+        self._manager.stats.count(counter)
+        log.debug("inbound connection from %s refused: %s", pipe.remote, detail)
+        pipe.abort()
+
+    def close(self) -> None:
+        """Drop everything that is not proven, and every plain datagram pipe."""
+        for pipe in [*self._unproven, *self._plain_udp.values()]:
+            pipe.abort()
+
+
+class _WaiterOwner:
+    """Gives a proven pipe of an initiator's waiter to ``wait_for_inbound``."""
+
+    def __init__(self, inbound: Inbound, waiter: Waiter) -> None:
+        self._inbound = inbound
+        self._waiter = waiter
+
+    def handshake_proven(self, handshake: Handshake) -> None:
+        self._inbound.release_unproven(handshake.pipe)
+        if self._waiter.pipe.done():
+            handshake.cancel()
+        else:
+            self._waiter.pipe.set_result(handshake.pipe)
+
+    def handshake_nominated(self, handshake: Handshake) -> None:
+        self._waiter.attempt.handshake_nominated(handshake)
+
+    def handshake_failed(self, handshake: Handshake) -> None:
+        self._inbound.release_unproven(handshake.pipe)
+        self._waiter.attempt.handshake_failed(handshake)

@@ -1,0 +1,385 @@
+"""The traversal manager: installed strategies, live attempts, and the signals between them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, LocalProtocolError, NoSharedFamilyError, TraversalError
+from ..events import AttemptFinished, AttemptStarted, Dropped
+from ..hello.machine import Initiator, NonceCache, Responder
+from ..hello.shell import Handshake, HandshakeOwner
+from ..identity import node_id_bytes, node_id_text
+from ..net.constants import IP4, IP6, LOOPBACK_BIND, ROUTE_TYPES, af_name, route_type_name
+from ..net.nic import loopback_interface
+from ..protocol.codec import MessageTable
+from ..protocol.envelope import MAX_TTL_S
+from ..signalling.router import DEFAULT_TTL_S
+from .attempt import Attempt
+from .combine import info, scoped
+from .inbound import Inbound
+from .limits import StrangerLimits
+from .loaders import Loader, make_loader
+from .paths import Path, find_paths
+from .plan import Combination, Plan, PlanOptions, plan
+from .report import AttemptOutcome
+from .responder import SignalDoor
+
+if TYPE_CHECKING:
+    from ..events import Counters
+    from ..net.pipe import Pipe
+    from ..node.node import Node
+    from ..plugin import Plugin
+    from ..protocol.proto_msg import ConMsg
+    from ..protocol.peer_address import PeerAddress
+
+log = logging.getLogger("warpgate")
+
+MAX_TOMBSTONES = 4096
+MAX_DELIVERED = 4096
+
+
+class TraversalManager:
+    """One node's strategies and attempts.
+
+    Attributes:
+        plugin_loaders: strategy name → loader; a plain dict, ``clear()`` it to narrow a test down.
+        rejected: what failed to load or install; its ``str()`` says what, why and how to mend it.
+
+    """
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.stats: Counters = node.stats
+        self.plugin_loaders: dict[str, Loader] = {}
+        self.rejected: list[Any] = []
+        self.messages = MessageTable()
+        self.nonces = NonceCache()
+        self.inbound = Inbound(self, bool(node.conf["accept_plain"]), node.accept_signals)
+        self.limits = StrangerLimits(asyncio.get_running_loop().time())
+        self.signals = SignalDoor(self)
+        self._attempts: dict[tuple[str, str], Attempt] = {}
+        self._tombstones: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._delivered: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._cleanups: set[asyncio.Task[None]] = set()
+        self._ttl_s: dict[str, int] = {}
+        allow = node.conf["allow"]
+        self._allow = None if allow is None else {_allowed_key(entry) for entry in allow}
+
+    @property
+    def plugins(self) -> Mapping[tuple[str, str], Plugin]:
+        """The live attempts' instances by (peer id, plugin_id)."""
+        return {key: attempt.plugin for key, attempt in self._attempts.items()}
+
+    # Strategies.
+
+    def install_plugin(self, name: str, spec: dict[str, Any], distribution: str = "") -> None:
+        """Install a strategy under a name, replacing one of that name.
+
+        Args:
+            name: the strategy's id on the wire.
+            spec: ``class`` (a Plugin subclass or an object with ``build_plugin()``), optionally
+                ``timeout`` in seconds and ``set_bind``. No ``setup`` is called.
+            distribution: where it came from, for reports.
+
+        Raises:
+            PluginDefinitionError: ``class`` is missing or of another kind.
+
+        """
+        loader = make_loader(name, spec, distribution)
+        for entry in loader.cls.proto_messages if loader.cls is not None else ():
+            msg_class, _strategy_id, ttl_s = entry
+            msg_class.WIRE_NAME = f"{name}.{msg_class.__name__}"
+            self.messages.add(msg_class)
+            self._ttl_s[msg_class.WIRE_NAME] = min(max(1, round(ttl_s)), MAX_TTL_S)
+        self.plugin_loaders[name] = loader
+
+    def loader(self, name: str) -> Loader:
+        """Return an installed strategy's loader.
+
+        Raises:
+            ConfigError: nothing of that name is installed; the text lists what is.
+
+        """
+        loader = self.plugin_loaders.get(name)
+        if loader is None:
+            known = ", ".join(sorted(self.plugin_loaders)) or "none"
+            raise ConfigError(f"strategy {name!r} is not installed; installed: {known}")
+        return loader
+
+    def set_bind(self, plugin: Plugin) -> bool:
+        """Whether a strategy wants to be bound before ``run``."""
+        loader = self.plugin_loaders.get(plugin.name)
+        return loader.set_bind if loader is not None else bool(plugin.conf.get("set_bind"))
+
+    # Attempts.
+
+    def create_attempt(
+        self,
+        combination: Combination,
+        peer: PeerAddress,
+        plugin_id: str | None = None,
+        loader: Loader | None = None,
+    ) -> Attempt | None:
+        """Make an attempt, ready to start; None when its strategy is no longer installed.
+
+        Args:
+            combination: strategy and path.
+            peer: the peer's address.
+            plugin_id: the initiator's id, on the responder's side.
+            loader: overrides the installed one.
+
+        """
+        loader = loader or self.plugin_loaders.get(combination.strategy)
+        if loader is None:
+            return None
+        plugin = loader.build()
+        path = combination.path
+        local = self.node.peer_address
+        nics: Sequence[Any] = self.node.ifs
+        loopback = path.route_type == LOOPBACK_BIND
+        plugin.initiator = plugin_id is None
+        if plugin_id is not None:
+            plugin.plugin_id = plugin_id
+        plugin.af, plugin.route_type = path.af, path.route_type
+        plugin.nic = loopback_interface() if loopback else nics[path.src_index]
+        plugin.src_info = info(local, path.src_index, path.af, path.route_type)
+        plugin.dest_info = info(peer, path.dest_index, path.af, path.route_type)
+        for side, key in ((plugin.dest_info, "ip"), (plugin.src_info, "ip"), (plugin.src_info, "nic")):
+            side[key] = scoped(side[key], plugin.nic)
+        plugin.same_machine = local.machine == peer.machine
+        plugin.manager, plugin.node = self, self.node
+        outcome = AttemptOutcome(
+            loader.name,
+            plugin.phase,
+            path.af,
+            path.route_type,
+            plugin.nic.name,
+            f"{plugin.dest_info['ip']} port {plugin.dest_info['port']}",
+            plugin.plugin_id,
+        )
+        attempt = Attempt(self, plugin, peer, outcome)
+        attempt.path = path
+        self._attempts[attempt.key] = attempt
+        self.node.notify(
+            AttemptStarted(
+                peer.node_id, plugin.plugin_id, loader.name, plugin.phase, plugin.initiator
+            )
+        )
+        return attempt
+
+    def attempt_of(self, plugin: Plugin) -> Attempt:
+        """Return the attempt behind a live instance.
+
+        Raises:
+            LocalProtocolError: the attempt has ended.
+
+        """
+        attempt = self._attempts.get((plugin.dest_info["node_id"], plugin.plugin_id))
+        if attempt is None or attempt.plugin is not plugin:
+            raise LocalProtocolError(f"this attempt of {plugin.name} has ended")
+        return attempt
+
+    def attempt_won(self, attempt: Attempt, pipe: Pipe) -> None:
+        """Hand the pipe of a responder's attempt to the node; the initiator's caller has his."""
+        self.limits.befriend(attempt.peer.node_id)
+        self.node.track(pipe)
+        if not attempt.plugin.initiator:
+            self.first_delivery(*attempt.key)
+            self.deliver_inbound(pipe, attempt.plugin.name)
+
+    def attempt_ended(self, attempt: Attempt) -> None:
+        """Bury an attempt: its place goes, its id is remembered until its signals have expired."""
+        if self._attempts.get(attempt.key) is attempt:
+            del self._attempts[attempt.key]
+        self.inbound.forget(attempt)
+        expires = asyncio.get_running_loop().time() + DEFAULT_TTL_S
+        self._tombstones[attempt.key] = expires
+        if len(self._tombstones) > MAX_TOMBSTONES:
+            self._tombstones.popitem(last=False)
+        if attempt.cleanup is not None:
+            self._cleanups.add(attempt.cleanup)
+            attempt.cleanup.add_done_callback(self._cleanups.discard)
+        outcome = attempt.outcome
+        log.debug("attempt ended: %s", outcome)
+        self.node.notify(
+            AttemptFinished(
+                attempt.peer.node_id,
+                attempt.plugin.plugin_id,
+                outcome.strategy,
+                outcome.phase,
+                attempt.plugin.initiator,
+                outcome.status,
+                outcome.cause,
+                outcome.seconds,
+            )
+        )
+
+    def find_path(self, peer: PeerAddress, af: int | None, route_type: int) -> Path:
+        """Return the best path of a family and route type; ``af`` None takes the first shared one.
+
+        Raises:
+            NoSharedFamilyError: the peers do not share the family.
+            TraversalError: the route type is unknown or leads nowhere; the text says why.
+
+        """
+        local = self.node.peer_address
+        shared = [family for family in (IP4, IP6) if family in local.families() & peer.families()]
+        if af is None and shared:
+            af = shared[0]
+        if af is None or af not in shared:
+            names = ", ".join(map(af_name, shared)) or "none"
+            asked = "any family" if af is None else af_name(af)
+            raise NoSharedFamilyError(f"asked for {asked}; the peers have in common: {names}")
+        if route_type not in ROUTE_TYPES:
+            raise TraversalError(
+                f"route type {route_type!r} is unknown; expected NIC_BIND, EXT_BIND or LOOPBACK_BIND"
+            )
+        paths, dead = find_paths(local, peer, self.node.ifs, (af,), (route_type,))
+        if not paths:
+            why = "; ".join(f"{end.reason.value} {end.detail}".strip() for end in dead)
+            raise TraversalError(f"{af_name(af)} {route_type_name(route_type)} leads nowhere: {why}")
+        return paths[0]
+
+    def plan_for(self, peer: PeerAddress, options: PlanOptions) -> Plan:
+        """Plan what the installed strategies can do against a peer."""
+        strategies = [loader.info() for loader in self.plugin_loaders.values()]
+        return plan(self.node.peer_address, peer, self.node.ifs, strategies, options)
+
+    async def settle(self, attempts: Iterable[Attempt], grace_s: float) -> None:
+        """Wait until ended attempts have cleaned up; what takes longer is the reaper's."""
+        cleanups = [a.cleanup for a in attempts if a.cleanup is not None and not a.cleanup.done()]
+        if cleanups:
+            _, late = await asyncio.wait(cleanups, timeout=grace_s)
+            self.stats.count("closes_reaped", len(late))
+
+    async def close(self, timeout_s: float) -> None:
+        """End every attempt and wait for the reaper, at most ``timeout_s`` seconds."""
+        for attempt in list(self._attempts.values()):
+            attempt.lose("the node is closing")
+        self.inbound.close()
+        if self._cleanups:
+            _, late = await asyncio.wait(self._cleanups, timeout=timeout_s)
+            for task in late:
+                log.warning("%s did not end within %g s", task.get_name(), timeout_s)
+                task.cancel()
+
+    # Proofs.
+
+    def prove(self, attempt: Attempt, pipe: Pipe) -> None:
+        """Start the hello on a pipe that a strategy has handed over."""
+        if attempt.plugin.initiator:
+            handshake = self.make_initiator(attempt, pipe, attempt)
+        else:
+            handshake = self.make_responder(attempt, pipe, attempt)
+        attempt.watch(handshake)
+        handshake.start()
+
+    def make_initiator(self, attempt: Attempt, pipe: Pipe, owner: HandshakeOwner) -> Handshake:
+        """Return the initiator's side of a hello for an attempt of ours."""
+        machine = Initiator(
+            identity=self.node.identity,
+            peer=attempt.peer.key,
+            plugin_id=attempt.plugin.plugin_id,
+            datagram=pipe.transport == "udp",
+            entropy=os.urandom,
+            nonces=self.nonces,
+            allow=self.allowed,
+        )
+        return Handshake(pipe, machine, owner)
+
+    def make_responder(
+        self, attempt: Attempt | None, pipe: Pipe, owner: HandshakeOwner
+    ) -> Handshake:
+        """Return the responder's side of a hello, for an attempt or for whoever has connected."""
+        # M0 tells a listening socket of the initiator for which of its waiters we come.
+        announce = attempt is not None and pipe.remote[1] in attempt.peer.ports()
+        machine = Responder(
+            identity=self.node.identity,
+            peer=attempt.peer.key if attempt is not None else None,
+            plugin_id=attempt.plugin.plugin_id if attempt is not None else None,
+            datagram=pipe.transport == "udp",
+            entropy=os.urandom,
+            nonces=self.nonces,
+            announce=announce,
+            allow=self.allowed,
+        )
+        return Handshake(pipe, machine, owner)
+
+    def allowed(self, peer: bytes, _plugin_id: str) -> bool:
+        """Whether ``conf["allow"]`` lets a peer connect; a refusal is counted and told."""
+        if self._allow is None or peer in self._allow:
+            return True
+        self.stats.count("peers_refused")
+        self.node.notify(Dropped("peers_refused", node_id_text(peer)))
+        return False
+
+    def responders(self) -> list[Attempt]:
+        """Return the live attempts that peers have started here."""
+        return [a for a in self._attempts.values() if not a.plugin.initiator]
+
+    def find(self, peer_id: str, plugin_id: str) -> Attempt | None:
+        """Return a live attempt."""
+        return self._attempts.get((peer_id, plugin_id))
+
+    def is_buried(self, peer_id: str, plugin_id: str) -> bool:
+        """Whether an attempt has ended so recently that signals for it may still come."""
+        expires = self._tombstones.get((peer_id, plugin_id), 0.0)
+        return expires > asyncio.get_running_loop().time()
+
+    def first_delivery(self, peer_id: str, plugin_id: str) -> bool:
+        """Note that a pipe of an attempt set reaches the user; False when one has before."""
+        key = (peer_id, plugin_id)
+        if key in self._delivered:
+            return False
+        self._delivered[key] = None
+        if len(self._delivered) > MAX_DELIVERED:
+            self._delivered.popitem(last=False)
+        return True
+
+    def deliver_inbound(self, pipe: Pipe, strategy: str | None) -> None:
+        """Give a pipe that a peer brought about, or a plain connection, to the node's user."""
+        if pipe.peer_id is not None:
+            self.limits.befriend(pipe.peer_id)
+            pipe.plugin_name = pipe.plugin_name or strategy
+            pipe.path = pipe.path or "direct"
+        self.node.deliver(pipe)
+
+    # What a strategy's helpers ask for.
+
+    def register_inbound(self, plugin: Plugin) -> None:
+        """See :meth:`warpgate.Plugin.register_inbound`."""
+        self.inbound.register(self.attempt_of(plugin))
+
+    async def wait_for_inbound(self, plugin: Plugin) -> Pipe | None:
+        """See :meth:`warpgate.Plugin.wait_for_inbound`."""
+        return await self.inbound.wait(self.attempt_of(plugin))
+
+    async def send_signal(self, plugin: Plugin, msg: ConMsg) -> None:
+        """See :meth:`warpgate.Plugin.send_signal_msg`."""
+        attempt = self.attempt_of(plugin)
+        peer, path = attempt.peer, attempt.path
+        meta, routing = msg.meta, msg.routing
+        meta.plugin_name = meta.plugin_name or plugin.name
+        meta.pipe_id = plugin.plugin_id
+        meta.af, meta.route_type = plugin.af, plugin.route_type
+        meta.same_machine = plugin.same_machine
+        meta.src_buf, meta.src_index = self.node.address(), path.src_index
+        routing.af, routing.dest_buf, routing.dest_index = plugin.af, peer.raw, path.dest_index
+        ttl_s = self._ttl_s.get(type(msg).WIRE_NAME, DEFAULT_TTL_S)
+        meta.ttl = self.node.unix_time() + ttl_s
+        await self.node.router.send(peer, msg, ttl_s, attempt.origin)
+
+
+def _allowed_key(entry: str) -> bytes:
+    try:
+        return node_id_bytes(entry)
+    except ValueError:
+        raise ConfigError(
+            f'conf["allow"] holds {entry!r}; expected node ids of 52 characters: '
+            "names need a pinned key, and this version has no names yet"
+        ) from None

@@ -1,0 +1,181 @@
+"""What to try against a peer, in which order and when: a pure function of two addresses.
+
+PURE. Order is preference; nobody waits for what can't work (RFC 8305 gives the staggers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..net.constants import IP4, IP6, PHASES, ROUTE_TYPES
+from ..protocol.peer_address import PeerAddress
+from .paths import DeadEnd, LinkFacts, Path, find_paths
+from .report import Skip, SkipReason
+
+STAGGER_PRIVATE_S = 0.030
+STAGGER_PUBLIC_S = 0.250
+PUNCH_HEAD_START_S = 0.050
+SPRAY_HEAD_START_S = 0.300
+MAX_CANDIDATES = 16
+"""How many combinations one strategy may try against one peer."""
+
+LATE = "late"
+"""The group of sprays that wait until punching has failed (``conf["after_punching"]``)."""
+GROUPS: tuple[str, ...] = ("direct", "punch", "spray", LATE, "relay")
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyInfo:
+    """What a plan must know of an installed strategy.
+
+    ``after_punching`` is the strategy's own conf key of that name: it starts only when every
+    punch and spray has ended.
+    """
+
+    name: str
+    phase: str | None
+    transport: str
+    route_types: tuple[int, ...] = ROUTE_TYPES
+    after_punching: bool = False
+
+    @property
+    def group(self) -> str:
+        """The group of combinations that opens together."""
+        return LATE if self.phase == "spray" and self.after_punching else str(self.phase)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What the caller narrowed, and the node's relay policy; None means no restriction."""
+
+    transport: str | None = None
+    plugins: tuple[str, ...] | None = None
+    afs: tuple[int, ...] | None = None
+    route_types: tuple[int, ...] | None = None
+    relay: str = "last"
+    relay_after_s: float = 3.0
+    turn_limit: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """One strategy on one path.
+
+    ``delay_s`` counts from the moment its group opens (the stagger within one strategy).
+    """
+
+    strategy: str
+    phase: str | None
+    group: str
+    path: Path
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The combinations in order of preference, the skips, and when each group opens.
+
+    A group opens when all groups before it have ended, or ``opens_s`` seconds after the call
+    (absent: only when they have ended).
+    """
+
+    combinations: tuple[Combination, ...] = ()
+    skips: tuple[Skip, ...] = ()
+    opens_s: dict[str, float] = field(default_factory=dict)
+    order: tuple[str, ...] = GROUPS
+
+
+def plan(
+    local: PeerAddress,
+    remote: PeerAddress,
+    links: Sequence[LinkFacts],
+    strategies: Sequence[StrategyInfo],
+    options: PlanOptions | None = None,
+) -> Plan:
+    """Plan how to reach a peer.
+
+    Args:
+        local: this node's address, its interfaces in the order of ``links``.
+        remote: the peer's address.
+        links: facts of the local interfaces.
+        strategies: what is installed, in order of preference within a phase.
+        options: what the caller narrowed.
+
+    """
+    options = options or PlanOptions()
+    skips: list[Skip] = []
+    afs = options.afs if options.afs is not None else (IP6, IP4)
+    routes = options.route_types if options.route_types is not None else ROUTE_TYPES
+    paths, dead = find_paths(local, remote, links, afs, routes)
+    combinations: list[Combination] = []
+    for strategy in strategies:
+        reason = _excluded(strategy, options)
+        if reason is not None:
+            if reason is not SkipReason.AUXILIARY:
+                skips.append(Skip(strategy.name, reason))
+            continue
+        chosen, left_out = _combine(strategy, paths, dead, options)
+        combinations += chosen
+        skips += left_out
+    if not any(strategy.phase in PHASES for strategy in strategies):
+        skips.append(Skip("auto_connect", SkipReason.NO_STRATEGY))
+    order = ("relay", *GROUPS[:-1]) if options.relay == "prefer" else GROUPS
+    combinations.sort(key=lambda c: order.index(c.group))
+    opens_s = _openings(combinations, options, order)
+    return Plan(tuple(combinations), tuple(skips), opens_s, order)
+
+
+def _excluded(strategy: StrategyInfo, options: PlanOptions) -> SkipReason | None:
+    if strategy.phase not in PHASES:
+        return SkipReason.AUXILIARY
+    if options.plugins is not None and strategy.name not in options.plugins:
+        return SkipReason.FILTERED
+    if options.transport is not None and strategy.transport != options.transport:
+        return SkipReason.FILTERED
+    if strategy.phase == "relay" and options.relay == "never":
+        return SkipReason.RELAY_NEVER
+    return None
+
+
+def _combine(
+    strategy: StrategyInfo, paths: Sequence[Path], dead: Sequence[DeadEnd], options: PlanOptions
+) -> tuple[list[Combination], list[Skip]]:
+    chosen: list[Combination] = []
+    skips = [
+        Skip(strategy.name, end.reason, end.af, end.route_type, end.detail)
+        for end in dead
+        if end.route_type in strategy.route_types
+    ]
+    seen: set[tuple[int, int, str, int]] = set()
+    delay_s = 0.0
+    limit = min(options.turn_limit, MAX_CANDIDATES) if strategy.phase == "relay" else MAX_CANDIDATES
+    for path in paths:
+        if path.route_type not in strategy.route_types:
+            continue
+        key = (path.af, path.src_index, path.ip, path.port)
+        if key in seen:
+            reason = SkipReason.SAME_AS_OTHER_ROUTE
+        elif len(chosen) >= limit:
+            reason = SkipReason.RELAY_LIMIT if strategy.phase == "relay" else SkipReason.TOO_MANY
+        else:
+            seen.add(key)
+            chosen.append(
+                Combination(strategy.name, strategy.phase, strategy.group, path, delay_s)
+            )
+            delay_s += STAGGER_PRIVATE_S if path.private else STAGGER_PUBLIC_S
+            continue
+        skips.append(Skip(strategy.name, reason, path.af, path.route_type, path.ip))
+    return chosen, skips
+
+
+def _openings(
+    combinations: Sequence[Combination], options: PlanOptions, order: Sequence[str]
+) -> dict[str, float]:
+    direct = any(c.group == "direct" and c.path.likely for c in combinations)
+    punch = any(c.group == "punch" for c in combinations)
+    opens_s = {"direct": 0.0}
+    opens_s["punch"] = PUNCH_HEAD_START_S if direct else 0.0
+    opens_s["spray"] = opens_s["punch"] + (SPRAY_HEAD_START_S if punch else 0.0)
+    opens_s["relay"] = 0.0 if order[0] == "relay" else options.relay_after_s
+    return opens_s
