@@ -1,0 +1,27 @@
+"""``direct_connect``: dial the peer's listening port."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from warpgate import TCP, ConMsg, Plugin, register
+
+
+@register(phase="direct")
+class DirectConnect(Plugin):
+    """Connects over TCP to the address that the peer's signed address gives for the route type.
+
+    It needs no signal. A peer's ``reverse_connect`` starts it here as a responder; then the core
+    has checked the address against what a peer's word may make a node dial, and tells the
+    initiator's listening socket which attempt the connection is for.
+    """
+
+    name: ClassVar[str] = "direct_connect"
+    transport: ClassVar[Any] = "tcp"
+    conf: ClassVar[dict[str, Any]] = {"timeout": 10, "set_bind": False}
+
+    async def run(self, reply: ConMsg | None = None) -> None:
+        """Dial once; the connection that comes of it is handed over for proof."""
+        route = await self.bind()
+        pipe = await route.connect((self.dest_info["ip"], self.dest_info["port"]), TCP)
+        self.result.set_result(pipe)

@@ -1,0 +1,35 @@
+"""``reverse_connect``: ask the peer to dial this node."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from warpgate import ConMsg, Plugin, register
+
+
+@register(phase="direct")
+class ReverseConnect(Plugin):
+    """Signals the peer to run ``direct_connect`` towards this node's listening port.
+
+    It works where this side can be reached and the peer can't.
+    """
+
+    name: ClassVar[str] = "reverse_connect"
+    transport: ClassVar[Any] = "tcp"
+    conf: ClassVar[dict[str, Any]] = {"timeout": 10, "set_bind": False}
+
+    async def run(self, reply: ConMsg | None = None) -> None:
+        """Claim the connection, ask for it, and wait for it.
+
+        A peer can't start one here: it would only be asked to dial back.
+        """
+        if not self.initiator:
+            self.result.set_result(None)
+            return
+        if reply is not None:
+            return
+        self.register_inbound()
+        msg = ConMsg()
+        msg.meta.plugin_name = "direct_connect"
+        await self.send_signal_msg(msg)
+        self.result.set_result(await self.wait_for_inbound())
