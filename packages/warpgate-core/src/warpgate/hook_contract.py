@@ -91,7 +91,7 @@ def _check_implementation(hook: str, implementation: Any) -> None:
 
 
 def _check_unmarked(obj: object) -> None:
-    # Only functions that the object itself defines: an imported helper is somebody else's.
+    # Only functions that the object itself defines: an imported one is somebody else's.
     home = obj.__name__ if inspect.ismodule(obj) else type(obj).__module__
     for name in dir(obj):
         value = inspect.getattr_static(obj, name, None)

@@ -34,7 +34,7 @@ _BROKER = re.compile(
     r"(?P<scheme>[a-z]+)://((?P<login>[^/]*)@)?(?P<place>[^/?#@]*)(?P<path>/[^?#]*)?"
 )
 _TURN = re.compile(
-    r"(?P<scheme>turns?):(?P<login>[^/]*)@(?P<place>[^/?#@]*)(\?transport=(?P<transport>[a-z]*))?"
+    r"(?P<scheme>turns?):(?P<login>[^/]*)@(?P<place>[^/?#@]*)(\?transport=(?P<transport>[a-z]+))?"
 )
 
 

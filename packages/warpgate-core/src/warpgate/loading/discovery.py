@@ -40,20 +40,20 @@ class EntryPoint:
         self._requires = requires
         self._outcome: Outcome | None = None
 
-    def outcome(self, claimed: frozenset[tuple[str, str]]) -> Outcome:
+    def outcome(self) -> Outcome:
         """Check, import and examine, the first time; return what came of it."""
         if self._outcome is None:
-            self._outcome = self._load(claimed)
+            self._outcome = self._load()
         return self._outcome
 
-    def _load(self, claimed: frozenset[tuple[str, str]]) -> Outcome:
+    def _load(self) -> Outcome:
         failed = Outcome(self.source)
         if not guarded(self.source, "api", failed, lambda: check_requirement(self._requires)):
             return failed
         loaded: list[Any] = []
         if not guarded(self.source, "import", failed, lambda: loaded.append(self._import())):
             return failed
-        return examine(self.source, loaded[0], claimed)
+        return examine(self.source, loaded[0])
 
     def _import(self) -> Any:
         try:
@@ -82,17 +82,12 @@ class Catalog:
         self.points: list[EntryPoint] = sorted(
             found, key=lambda point: (point.source.distribution, point.name)
         )
-        self.claimed = frozenset(
-            (point.source.module, point.source.attribute)
-            for point in self.points
-            if point.source.attribute
-        )
         self._lock = threading.RLock()  # nodes may start on several threads' loops
 
     def outcome(self, point: EntryPoint) -> Outcome:
         """Return what came of importing an entry point, importing it the first time."""
         with self._lock:
-            return point.outcome(self.claimed)
+            return point.outcome()
 
     def _discover(self) -> Iterator[EntryPoint]:
         importlib.invalidate_caches()

@@ -51,7 +51,7 @@ class DropIn:
             lambda: loaded.append(importlib.import_module(self.module)),
         ):
             return failed
-        return examine(self.source, loaded[0], frozenset())
+        return examine(self.source, loaded[0])
 
 
 def drop_ins(folders: Sequence[str | Path]) -> list[DropIn]:

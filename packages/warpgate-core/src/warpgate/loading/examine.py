@@ -92,13 +92,12 @@ def guarded(source: Source, stage: str, outcome: Outcome, step: Callable[[], Any
     return True
 
 
-def examine(source: Source, obj: Any, claimed: frozenset[tuple[str, str]]) -> Outcome:
+def examine(source: Source, obj: Any) -> Outcome:
     """Check what an entry point or a drop-in gave.
 
     Args:
         source: where it came from.
         obj: a Plugin subclass, a module or an instance.
-        claimed: (module, name) of classes that have an entry point of their own.
 
     """
     outcome = Outcome(source)
@@ -111,9 +110,7 @@ def examine(source: Source, obj: Any, claimed: frozenset[tuple[str, str]]) -> Ou
         guarded(source, "contract", outcome, lambda: _refuse_instance(obj))
         return outcome
     found: list[type[Plugin]] = []
-    if not guarded(
-        source, "contract", outcome, lambda: found.extend(_offered(source, obj, claimed))
-    ):
+    if not guarded(source, "contract", outcome, lambda: found.extend(_offered(source, obj))):
         return outcome
     outcome.classes = list(found)
     hooks = 0
@@ -156,18 +153,14 @@ def _examine_class(source: Source, cls: type, outcome: Outcome) -> None:
     outcome.strategies = [source.strategy(cls)]
 
 
-def _offered(source: Source, obj: Any, claimed: frozenset[tuple[str, str]]) -> list[type[Plugin]]:
+def _offered(source: Source, obj: Any) -> list[type[Plugin]]:
     """Return the registered classes that a module or an instance brings, in their order."""
     if isinstance(obj, ModuleType):
         own = _classes_in(vars(obj).values(), source.module)
     else:
         inherited = [value for base in type(obj).__mro__ for value in vars(base).values()]
         own = _classes_in([*inherited, *getattr(obj, "__dict__", {}).values()], "")
-    return [
-        cls
-        for cls in latest_registered()
-        if (cls in own or source.owns(cls)) and ((cls.__module__, cls.__qualname__) not in claimed)
-    ]
+    return [cls for cls in latest_registered() if cls in own or source.owns(cls)]
 
 
 def _classes_in(values: Any, module: str) -> set[type]:
@@ -177,8 +170,7 @@ def _classes_in(values: Any, module: str) -> set[type]:
     return {
         value
         for value in values
-        if inspect.isclass(value)
-        and (not module or (top != "warpgate" and value.__module__.partition(".")[0] == top))
+        if inspect.isclass(value) and (not module or value.__module__.partition(".")[0] == top)
     }
 
 

@@ -60,7 +60,7 @@ class Filters:
             origin: the name of the entry point or drop-in that it came from.
 
         """
-        if name in self.block or origin in self.block:
+        if name in self.block:  # what a blocked origin would bring is not imported
             return False
         return self.allow is None or phase is None or name in self.allow or origin in self.allow
 

@@ -1,0 +1,6 @@
+from warpgate import hookimpl
+
+
+@hookimpl
+async def warpgate_event(node, event):
+    pass

@@ -1,0 +1,1 @@
+"""Without the class that the entry point names."""

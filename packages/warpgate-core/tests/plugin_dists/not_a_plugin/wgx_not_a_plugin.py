@@ -1,0 +1,3 @@
+class Strategy:
+    name = "wgx_not_a_plugin"
+    transport = "tcp"

@@ -1,0 +1,6 @@
+from warpgate import hookimpl
+
+
+@hookimpl
+def warpgate_evnt(node, event):
+    pass
