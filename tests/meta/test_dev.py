@@ -1,0 +1,82 @@
+"""tools/dev.py: what it installs, which tiers there are, what it says at the end."""
+
+from __future__ import annotations
+
+import configparser
+from pathlib import Path
+
+import pytest
+
+from repository import ROOT, load_tool
+
+dev = load_tool("dev")
+
+REPORT = '<testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10"/></testsuites>'
+
+
+def test_the_counts_of_a_report(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    assert dev.read_counts(report) is None
+    report.write_text(REPORT, "utf-8")
+    assert dev.read_counts(report) == (4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "last"),
+    [
+        ([("core", False, (5, 0, 1)), ("meta", False, (7, 0, 0))], "12 passed, 0 failed"),
+        ([("core", True, (5, 2, 1)), ("meta", False, (7, 0, 0))], "12 passed, 2 failed"),
+        ([("lint", True, None), ("meta", False, (7, 0, 0))], "7 passed, 1 failed"),
+        ([("core", True, (5, 0, 0))], "5 passed, 1 failed"),
+    ],
+    ids=["all well", "tests failed", "a tier without tests failed", "it broke after its tests"],
+)
+def test_the_last_line_of_a_run(
+    outcomes: list[tuple[str, bool, tuple[int, int, int] | None]], last: str
+) -> None:
+    lines = dev.summary([dev.Outcome(n, n, failed=f, counts=c) for n, f, c in outcomes], 1.0)
+    assert lines[-1] == last
+
+
+def test_a_skipped_tier_says_why() -> None:
+    lines = dev.summary([dev.Outcome("e2e", "", skipped="no root")], 1.0)
+    assert any("e2e" in line and "skipped" in line and "no root" in line for line in lines)
+
+
+def test_groups_are_expanded() -> None:
+    wanted = dev.requirements(("-e", "packages/x", "group:type"))
+    assert wanted[:2] == ["-e", "packages/x"]
+    assert any(line.startswith("mypy") for line in wanted)
+    assert any(line.startswith("pytest>=") for line in wanted)
+    assert not any("group" in line for line in wanted)
+
+
+def test_an_installation_is_repeated_when_its_settings_change() -> None:
+    assert dev.fingerprint(["a"]) == dev.fingerprint(["a"])
+    assert dev.fingerprint(["a"]) != dev.fingerprint(["b"])
+
+
+def test_every_tier_has_its_tox_environment() -> None:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / "tox.ini", "utf-8")
+    sections = {name.removeprefix("testenv:") for name in config.sections()}
+    matrix = "py3{11,12,13}-{core,direct,punch,turn}"
+    for tier in dev.TIERS:
+        for env in tier.envs:
+            assert (env in matrix) if tier.every_python else (env in sections)
+
+
+def test_missing_packages_are_named_when_they_cannot_be_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dev.shutil, "which", lambda *_, **__: None)
+    assert "iproute2" in dev.install_packages(["iproute2"])
+    monkeypatch.setattr(dev.shutil, "which", lambda *_, **__: "apt-get")
+    monkeypatch.setattr(dev, "is_root", lambda: False)
+    assert "sudo apt-get install iproute2" in dev.install_packages(["iproute2"])
+    assert dev.install_packages([]) == ""
+
+
+def test_an_unknown_tier_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(SystemExit, match=r"no tier called cores; there are: .*\bcore\b"):
+        dev.main(["test", "cores"])
