@@ -1,0 +1,1 @@
+"""Interfaces, routes, pipes and listeners: everything that touches a socket."""

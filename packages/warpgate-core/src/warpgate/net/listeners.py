@@ -1,0 +1,225 @@
+"""The listening sockets of a node: TCP and UDP on one port, on every address."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from .addresses import Address, explained, system_address
+from .constants import IP6
+from .datagram import DatagramSocket
+from .tcp import TcpPipe
+
+log = logging.getLogger("warpgate.listeners")
+
+Host = tuple[int, str]
+BACKLOG = 1024
+PORT_TRIES = 1000
+SYSTEM_TRIES = 20
+FIRST_PORT, LAST_PORT = 10_000, 29_999  # where the default ports are
+_TAKEN = {errno.EADDRINUSE} | ({errno.EACCES} if sys.platform == "win32" else set())
+
+
+class PortTakenError(OSError):
+    """Another socket has the port, on one of the addresses at least."""
+
+
+class Listeners:
+    """Accepts connections and datagrams.
+
+    Attributes:
+        on_stream: called with each accepted pipe before any byte of it is read.
+        on_datagram: called with ``(socket, data, addr)`` for sources without a pipe of their own.
+        port: the port; 0 while closed.
+        hosts: the ``(family, ip)`` it listens on.
+        datagrams: the UDP sockets, one for each of ``hosts``.
+
+    """
+
+    def __init__(
+        self,
+        on_stream: Callable[[TcpPipe], None] | None = None,
+        on_datagram: Callable[[DatagramSocket, bytes, Address], None] | None = None,
+    ) -> None:
+        self.on_stream = on_stream
+        self.on_datagram = on_datagram
+        self.port = 0
+        self.hosts: list[Host] = []
+        self.datagrams: list[DatagramSocket] = []
+        self._servers: list[asyncio.Server] = []
+        self._closed = False
+
+    async def open(self, hosts: Sequence[Host], port: int, *, reuse_addr: bool = False) -> int:
+        """Listen on one port of all the addresses, TCP and UDP.
+
+        Args:
+            hosts: ``(family, ip)`` each, a link-local ip with its scope.
+            port: the wanted port; the next free one is taken when it is not free. 0 lets the
+                system choose.
+            reuse_addr: set SO_REUSEADDR on the TCP sockets (not on Windows, where it would share
+                the port with anyone).
+
+        Returns:
+            The port.
+
+        Raises:
+            OSError: none of the addresses can be listened on.
+
+        """
+        bound = _bind_all(list(dict.fromkeys(hosts)), port, reuse_addr)
+        loop = asyncio.get_running_loop()
+        waiting = [sock for _, tcp, udp in bound for sock in (tcp, udp)]
+        self._closed = False
+        try:
+            for host, tcp, udp in bound:
+                server = await loop.create_server(
+                    lambda: TcpPipe(self._accepted), sock=tcp, backlog=BACKLOG
+                )
+                self._servers.append(server)
+                waiting.remove(tcp)
+                link = await DatagramSocket.open(udp)
+                link.default = partial(self._received, link)
+                self.datagrams.append(link)
+                waiting.remove(udp)
+                self.hosts.append(host)
+        except BaseException:
+            for sock in waiting:
+                sock.close()
+            await self.close()
+            raise
+        self.port = self.datagrams[0].local[1]
+        return self.port
+
+    async def close(self) -> None:
+        """Stop listening; pipes that were accepted stay open. Idempotent."""
+        self._closed = True
+        servers, self._servers = self._servers, []
+        links, self.datagrams = self.datagrams, []
+        for link in links:
+            link.close()
+        self.hosts = []
+        self.port = 0
+        try:
+            await _stop_accepting(servers)
+        finally:
+            for server in servers:
+                server.close()
+
+    def _accepted(self, pipe: TcpPipe) -> None:
+        pipe.inbound = True
+        if self._closed or self.on_stream is None:
+            pipe.abort()  # it came in the moment of closing
+        else:
+            self.on_stream(pipe)
+
+    def _received(self, link: DatagramSocket, data: bytes, addr: Address) -> None:
+        if self.on_datagram is not None:
+            self.on_datagram(link, data, addr)
+
+
+async def _stop_accepting(servers: Sequence[asyncio.Server]) -> None:
+    """Let connections that were accepted in this turn of the loop get their pipes.
+
+    Closing a server before that makes asyncio forget the sockets, open.
+    """
+    if not servers:
+        return
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(NotImplementedError):  # Windows' proactor has no such window
+        for server in servers:
+            for sock in server.sockets:
+                loop.remove_reader(sock.fileno())
+    await asyncio.sleep(0)
+
+
+Bound = list[tuple[Host, socket.socket, socket.socket]]
+
+
+def candidate_ports(port: int) -> Iterator[int]:
+    """Yield the ports to try: the wanted one, those after it, then whatever the system gives."""
+    if port:
+        width = LAST_PORT - FIRST_PORT + 1
+        for step in range(PORT_TRIES):
+            following = port + step
+            if following > 65535 or port <= LAST_PORT < following:
+                following = FIRST_PORT + (following - FIRST_PORT) % width
+            yield following
+    for _ in range(SYSTEM_TRIES):
+        yield 0
+
+
+def _bind_all(hosts: list[Host], port: int, reuse_addr: bool) -> Bound:
+    problem: OSError = OSError(errno.EADDRNOTAVAIL, "there is no address to listen on")
+    for candidate in candidate_ports(port):
+        try:
+            return _bind_port(hosts, candidate, reuse_addr)
+        except PortTakenError as error:
+            problem = error
+    raise explained(problem, f"listen on port {port}")
+
+
+def _bind_port(hosts: list[Host], port: int, reuse_addr: bool) -> Bound:
+    """Bind one port on all addresses; addresses that don't work are left out."""
+    bound: Bound = []
+    problem = OSError(errno.EADDRNOTAVAIL, "there is no address to listen on")
+    try:
+        for host in hosts:
+            try:
+                pair = _bind_host(host, port, reuse_addr)
+            except PortTakenError:
+                raise
+            except OSError as error:
+                problem = explained(error, f"listen on {host[1]} port {port}")
+                log.warning("not listening on %s: %s", host[1], error)
+                continue
+            bound.append((host, *pair))
+            port = port or pair[0].getsockname()[1]
+        if not bound:
+            raise problem
+    except BaseException:
+        for _, tcp, udp in bound:
+            tcp.close()
+            udp.close()
+        raise
+    return bound
+
+
+def _bind_host(host: Host, port: int, reuse_addr: bool) -> tuple[socket.socket, socket.socket]:
+    tcp = _bind_socket(host, socket.SOCK_STREAM, port, reuse_addr)
+    try:
+        return tcp, _bind_socket(host, socket.SOCK_DGRAM, tcp.getsockname()[1], False)
+    except BaseException:
+        tcp.close()
+        raise
+
+
+def _bind_socket(host: Host, kind: int, port: int, reuse_addr: bool) -> socket.socket:
+    af, ip = host
+    sock = socket.socket(af, kind)
+    try:
+        sock.setblocking(False)
+        if sys.platform == "win32":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        elif reuse_addr:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if af == IP6:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(system_address(af, (ip, port)))
+        if kind == socket.SOCK_STREAM:
+            sock.listen(BACKLOG)  # only now is it known that nobody else listens
+    except OSError as error:
+        sock.close()
+        if error.errno in _TAKEN:
+            raise PortTakenError(error.errno, f"port {port} of {ip} is taken") from error
+        raise
+    except BaseException:
+        sock.close()
+        raise
+    return sock
