@@ -1,0 +1,68 @@
+"""``warpgate doctor``: what would keep this machine from connecting, and how to mend it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import Subparsers
+    from .checks import Finding
+
+
+def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
+    """Add the parser of ``warpgate doctor``."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="check this machine: interfaces, brokers, plugins, key file",
+        description=(
+            "Check what a node of this environment would find. Every line is ok, warn or fail, "
+            "with the mend. Exit code 1 when something failed."
+        ),
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    parser.add_argument(
+        "--broker",
+        action="append",
+        metavar="URL",
+        help="check this broker instead of WARPGATE_BROKERS; may be repeated",
+    )
+    parser.add_argument(
+        "--install-path", metavar="DIR", help="where the key file is (default: the platform's)"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything; returns 1 when something failed."""
+    findings = asyncio.run(_check(args, os.environ))
+    if args.json:
+        print(json.dumps([finding.as_dict() for finding in findings], indent=2, ensure_ascii=False))
+    else:
+        for finding in findings:
+            print(finding)
+    return 1 if any(finding.level == "fail" for finding in findings) else 0
+
+
+async def _check(args: argparse.Namespace, environ: Mapping[str, str]) -> list[Finding]:
+    from ..node.config import make_config
+    from . import checks
+
+    settings = {}
+    if args.broker:
+        settings["brokers"] = args.broker
+    if args.install_path:
+        settings["install_path"] = args.install_path
+    conf = make_config(settings, environ)
+    findings = [
+        *checks.package(),
+        *checks.interfaces(),
+        *checks.plugins(conf, environ),
+        *checks.key_file(conf.folder),
+        *checks.descriptors(),
+    ]
+    return findings + await checks.brokers(conf["brokers"], conf["sig_pipe_no"])
