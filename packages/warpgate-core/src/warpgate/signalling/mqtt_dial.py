@@ -1,0 +1,127 @@
+"""Sockets to brokers: every wait has a deadline and can be cancelled without leaving anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..errors import SignallingError
+from ..protocol.ip import parse_ip
+from ..server_urls import BrokerURL
+
+MAX_ADDRESSES: Final = 4
+"""Addresses of a broker's name that are tried."""
+CONNECT_TIMEOUT_S: Final = 1.5
+"""For one TCP connection; twice that for its name, and for TLS."""
+
+
+class NotPermitted(SignallingError):
+    """No address of the broker may be dialled; trying again changes nothing."""
+
+
+async def connect_socket(url: BrokerURL, permit: Callable[[str], bool]) -> socket.socket:
+    """Return a connected non-blocking TCP socket.
+
+    Args:
+        url: the broker.
+        permit: whether an IP address that the broker's name resolves to may be dialled; what it was
+            asked about is what is dialled.
+
+    Raises:
+        NotPermitted: none of its addresses is permitted.
+        SignallingError: the name is unknown, or no address answers.
+
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        if parse_ip(url.host) is not None:
+            found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+        else:
+            async with asyncio.timeout(2 * CONNECT_TIMEOUT_S):
+                found = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    except (OSError, TimeoutError, UnicodeError) as error:
+        raise SignallingError(f"{url.host} is not found: {error or 'no answer'}") from None
+    allowed = [entry for entry in found if permit(str(entry[4][0]))]
+    if not allowed:
+        raise NotPermitted("a peer's word is not enough to dial this broker's address")
+    errors = []
+    for family, kind, protocol, _, address in allowed[:MAX_ADDRESSES]:
+        try:
+            sock = socket.socket(family, kind, protocol)
+        except OSError as error:  # a family that this machine lacks
+            errors.append(str(error))
+            continue
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await loop.sock_connect(sock, address)
+        except (OSError, TimeoutError) as error:
+            sock.close()
+            errors.append(
+                error.strerror or "no answer" if isinstance(error, OSError) else "no answer"
+            )
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise SignallingError("; ".join(dict.fromkeys(errors)))
+
+
+async def tls_handshake(sock: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
+    """Do a TLS handshake as client on a socket of :func:`connect_socket`; takes the socket over.
+
+    Raises:
+        SignallingError: it failed, or the certificate is not good for the host.
+
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        tls = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+    except (OSError, ValueError) as error:
+        sock.close()
+        raise SignallingError(f"TLS: {error}") from None
+    try:
+        async with asyncio.timeout(2 * CONNECT_TIMEOUT_S):
+            while True:
+                try:
+                    tls.do_handshake()
+                    return tls
+                except ssl.SSLWantReadError:
+                    await _ready(loop.add_reader, loop.remove_reader, tls)
+                except ssl.SSLWantWriteError:
+                    await _ready(loop.add_writer, loop.remove_writer, tls)
+    except (OSError, TimeoutError, ssl.CertificateError) as error:
+        tls.close()
+        raise SignallingError(f"TLS: {error or 'no answer'}") from None
+    except BaseException:
+        tls.close()
+        raise
+
+
+async def _ready(add: Callable[..., Any], remove: Callable[..., Any], sock: socket.socket) -> None:
+    """Wait until the loop finds the socket ready; ``add`` and ``remove`` are the loop's."""
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    descriptor = sock.fileno()
+
+    def found() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    add(descriptor, found)
+    try:
+        await ready
+    finally:
+        remove(descriptor)
+
+
+def discard(twin: socket.socket) -> None:
+    """End a connection for all copies of its socket, and close this one."""
+    with contextlib.suppress(OSError):
+        twin.shutdown(socket.SHUT_RDWR)
+    twin.close()
