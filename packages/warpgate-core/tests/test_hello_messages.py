@@ -6,7 +6,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from warpgate.errors import (
@@ -42,6 +42,9 @@ from warpgate.hello.messages import (
     unpack_m2,
     unpack_m3,
 )
+
+# A busy machine must not fail a test: hypothesis times each example otherwise.
+untimed = settings(deadline=None)
 
 PLUGIN_ID = "abcDEF012345678"
 FIELDS = HelloFields(
@@ -86,6 +89,7 @@ def test_looks_like_magic_at_every_length() -> None:
     assert looks_like_magic(PREFIX + b"\xee") is True
 
 
+@untimed
 @given(
     st.lists(st.tuples(st.sampled_from([M0, M1, M2, M3, SIGNAL]), garbage), max_size=4), st.data()
 )
@@ -170,6 +174,7 @@ def test_datagrams_have_no_length() -> None:
         parse_datagram(PREFIX + b"\x01" + bytes(MAX_HELLO_BODY + 1))
 
 
+@untimed
 @given(hellos)
 def test_m1_and_m2_round_trip(fields: HelloFields) -> None:
     assert unpack_m1(pack_m1(fields, datagram=False)) == fields
@@ -177,6 +182,7 @@ def test_m1_and_m2_round_trip(fields: HelloFields) -> None:
     assert unpack_m2(unsigned + bytes(range(64))) == (fields, unsigned, bytes(range(64)))
 
 
+@untimed
 @given(plugin_ids)
 def test_m0_round_trips(plugin_id: str) -> None:
     assert unpack_m0(pack_m0(plugin_id)) == plugin_id
@@ -280,6 +286,7 @@ def test_m3_is_a_signature() -> None:
             unpack_m3(bytes(size))
 
 
+@untimed
 @given(garbage)
 @example(b"\xc7\x0c\xff" + b"\xff" * 12)
 @example(b"\x81\x90\x01")

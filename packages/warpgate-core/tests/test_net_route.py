@@ -106,11 +106,19 @@ async def test_connect_from_a_given_port() -> None:
         assert udp.local == ("127.0.0.1", port)
 
 
-async def test_names_are_resolved() -> None:
+async def test_names_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    async def resolver(name: str, port: int, **hints: object) -> list[object]:
+        asked.append((name, hints["family"]))
+        return [(IP4, TCP, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolver)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         route = await loopback_interface().route(IP4).bind()
-        async with await route.connect(("localhost", listener.getsockname()[1])) as pipe:
+        async with await route.connect(("peer.example", listener.getsockname()[1])) as pipe:
             assert pipe.remote == listener.getsockname()
+    assert asked == [("peer.example", IP4)]
 
 
 async def test_errors_keep_their_class_and_say_where_to() -> None:

@@ -13,6 +13,7 @@ import stat
 import sys
 import uuid
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -107,6 +108,7 @@ def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
     return True
 
 
+@lru_cache(maxsize=4096)
 def node_id_text(public_key: bytes) -> str:
     """Return a 32-byte public key as 52 characters of lower-case base32 (RFC 4648), unpadded.
 

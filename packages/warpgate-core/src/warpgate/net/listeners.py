@@ -20,13 +20,16 @@ log = logging.getLogger("warpgate.listeners")
 
 Host = tuple[int, str]
 BACKLOG = 1024
+# asyncio accepts as many connections in one turn of the loop. With more, a burst of them would all
+# be there before the first byte of any was read, and could only count as silent.
+ACCEPTS_PER_TURN = 16
 PORT_TRIES = 1000
 SYSTEM_TRIES = 20
 FIRST_PORT, LAST_PORT = 10_000, 29_999  # where the default ports are
 _TAKEN = {errno.EADDRINUSE} | ({errno.EACCES} if sys.platform == "win32" else set())
 
 
-class PortTakenError(OSError):
+class _PortTaken(OSError):
     """Another socket has the port, on one of the addresses at least."""
 
 
@@ -79,8 +82,9 @@ class Listeners:
         try:
             for host, tcp, udp in bound:
                 server = await loop.create_server(
-                    lambda: TcpPipe(self._accepted), sock=tcp, backlog=BACKLOG
+                    lambda: TcpPipe(self._accepted), sock=tcp, backlog=ACCEPTS_PER_TURN
                 )
+                tcp.listen(BACKLOG)  # what waits in the system may be more
                 self._servers.append(server)
                 waiting.remove(tcp)
                 link = await DatagramSocket.open(udp)
@@ -159,7 +163,7 @@ def _bind_all(hosts: list[Host], port: int, reuse_addr: bool) -> Bound:
     for candidate in candidate_ports(port):
         try:
             return _bind_port(hosts, candidate, reuse_addr)
-        except PortTakenError as error:
+        except _PortTaken as error:
             problem = error
     raise explained(problem, f"listen on port {port}")
 
@@ -172,7 +176,7 @@ def _bind_port(hosts: list[Host], port: int, reuse_addr: bool) -> Bound:
         for host in hosts:
             try:
                 pair = _bind_host(host, port, reuse_addr)
-            except PortTakenError:
+            except _PortTaken:
                 raise
             except OSError as error:
                 problem = explained(error, f"listen on {host[1]} port {port}")
@@ -217,7 +221,7 @@ def _bind_socket(host: Host, kind: int, port: int, reuse_addr: bool) -> socket.s
     except OSError as error:
         sock.close()
         if error.errno in _TAKEN:
-            raise PortTakenError(error.errno, f"port {port} of {ip} is taken") from error
+            raise _PortTaken(error.errno, f"port {port} of {ip} is taken") from error
         raise
     except BaseException:
         sock.close()

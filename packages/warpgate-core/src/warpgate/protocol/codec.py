@@ -158,6 +158,16 @@ class MessageTable:
                 f"{known.__module__}.{known.__qualname__}'s already; rename one of the two"
             )
 
+    def replace(self, cls: type[ProtoMsg]) -> None:
+        """Understand messages of ``cls``, in the place of the class that had its wire name.
+
+        Raises:
+            LocalProtocolError: its wire name is no usable name.
+
+        """
+        self._classes.pop(cls.WIRE_NAME, None)
+        self.add(cls)
+
     def get(self, wire_name: str) -> type[ProtoMsg]:
         """Return the class with a wire name.
 

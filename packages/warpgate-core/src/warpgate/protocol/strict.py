@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 
 MAX_ITEMS: Final = 1024  # of one array or map; the decoder makes room before it sees the elements
 
