@@ -14,6 +14,7 @@ import pytest
 from warpgate.cli import checks, main
 from warpgate.net.constants import IP4
 from warpgate.net.nic import Interface, InterfaceAddress
+from warpgate.testing.mosquitto import Mosquitto, find_mosquitto
 
 
 def levels(findings: list[checks.Finding]) -> list[str]:
@@ -125,28 +126,17 @@ def test_the_command_prints_json_and_its_exit_code_tells(
 
 @pytest.mark.broker
 def test_a_real_broker_is_ok_with_its_latency(tmp_path: Path) -> None:
-    import shutil
-
-    if shutil.which("mosquitto") is None:
+    if find_mosquitto() is None:
         pytest.skip("mosquitto is not installed")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    conf = tmp_path / "mosquitto.conf"
-    conf.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
-    broker = subprocess.Popen(["mosquitto", "-c", str(conf)], stderr=subprocess.DEVNULL)
-    try:
+    with Mosquitto(tmp_path) as broker:
+        command = [sys.executable, "-m", "warpgate", "doctor", "--json", "--broker", broker.url]
         result = subprocess.run(
-            [sys.executable, "-m", "warpgate", "doctor", "--json"]
-            + ["--broker", f"mqtt://127.0.0.1:{port}", "--install-path", str(tmp_path)],
+            [*command, "--install-path", str(tmp_path)],
             capture_output=True,
             text=True,
             check=False,
             timeout=30,
         )
-    finally:
-        broker.terminate()
-        broker.wait()
     [finding] = [e for e in json.loads(result.stdout) if e["subject"].startswith("broker")]
     assert finding["level"] == "ok", finding
     assert "there and back" in finding["text"]

@@ -88,7 +88,9 @@ class Plugin:
         or a later call, until the attempt's time-out.
 
         """
-        raise PluginDefinitionError(f"{type(self).__name__} does not override run(); every strategy must")
+        raise PluginDefinitionError(
+            f"{type(self).__name__} does not override run(); every strategy must"
+        )
 
     def register_inbound(self) -> None:
         """Claim the connections that carry this attempt's id; call it before signalling the peer."""

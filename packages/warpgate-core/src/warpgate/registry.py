@@ -30,7 +30,8 @@ def register(phase: str | None) -> Callable[[P], P]:
 
     """
     if phase is not None and phase not in PHASES:
-        raise ValueError(f"phase {phase!r} is unknown; expected one of {', '.join(map(repr, PHASES))} or None")
+        known = ", ".join(map(repr, PHASES))
+        raise ValueError(f"phase {phase!r} is unknown; expected one of {known} or None")
 
     def mark(cls: P) -> P:
         cls.phase = phase
