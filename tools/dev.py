@@ -5,6 +5,7 @@
     python3 tools/dev.py test [tier…] [-- …]  the tests; arguments after -- go to pytest
     python3 tools/dev.py lint                 rules and formatting, types, rules of direction
     python3 tools/dev.py bench [name…]        the figures of tools/bench/
+    python3 tools/dev.py lab …                the NAT laboratory: lab --help, docs/laboratory.md
     python3 tools/dev.py setup                .venv with everything editable, for working on the code
 
 What is missing is installed: Python packages into ``.venv`` (once; again when a ``pyproject.toml``
@@ -21,13 +22,15 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.system_packages import LAB_PACKAGES, has_package, install_packages, say
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -39,11 +42,17 @@ MINORS = (11, 12, 13)
 HERE = f"3.{sys.version_info[1]}"
 
 INSTALLS: dict[str, tuple[str, ...]] = {
-    "demo": ("-e", "packages/warpgate-core[cli]", "-e", "packages/warpgate-plugin-direct"),
+    "demo": ("-e", "packages/warpgate-core[broker,cli]", "-e", "packages/warpgate-plugin-direct"),
+    "lab": (
+        "-e", "packages/warpgate-core", "-e", "packages/warpgate-plugin-direct",
+        "-e", "packages/warpgate-plugin-punch", "-e", "packages/warpgate-plugin-turn",
+        "-e", "tools/natlab[plot]",
+    ),
     "tox": ("group:tox",),
     "setup": (
-        "-e", "packages/warpgate-core[cli,testing]", "-e", "packages/warpgate-plugin-direct",
-        "-e", "packages/warpgate-plugin-punch", "-e", "packages/warpgate-plugin-turn", "group:dev",
+        "-e", "packages/warpgate-core[broker,cli,testing]", "-e", "packages/warpgate-plugin-direct",
+        "-e", "packages/warpgate-plugin-punch", "-e", "packages/warpgate-plugin-turn",
+        "-e", "tools/natlab[plot]", "group:dev",
     ),
 }  # fmt: skip
 
@@ -81,6 +90,14 @@ TIERS = (
         "e2e", "processes and network namespaces", ("e2e",), from_wheels=True,
         packages=("iproute2",), packages_required=False, tests="tests/e2e",
     ),
+    Tier(
+        "broker", "nodes on real MQTT brokers", ("broker",), from_wheels=True,
+        packages=("mosquitto",), marker="broker",
+    ),
+    Tier(
+        "netns", "the NAT laboratory, and what is proven in it", ("netns",), from_wheels=True,
+        packages=LAB_PACKAGES, packages_required=False, tests="tools/natlab/tests",
+    ),
     Tier("slow", "what is marked slow", ("slow",), from_wheels=True, marker="slow"),
 )  # fmt: skip
 
@@ -95,44 +112,6 @@ class Outcome:
     failed: bool = False
     seconds: float = 0.0
     counts: tuple[int, int, int] | None = None  # tests passed, failed, skipped
-
-
-def say(text: str) -> None:
-    """Print a line of our own, at once: the output of commands comes in between."""
-    print(text, flush=True)
-
-
-def is_root() -> bool:
-    """Tell whether system packages may be installed."""
-    return hasattr(os, "geteuid") and os.geteuid() == 0
-
-
-def has_package(package: str) -> bool:
-    """Tell whether what a Debian package is wanted for is here, wherever it came from."""
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    if package == "python3-dev":
-        return Path(sysconfig.get_path("include"), "Python.h").exists()
-    command = {"build-essential": "cc", "iproute2": "ip"}[package]
-    return shutil.which(command, path=path) is not None
-
-
-def install_packages(packages: list[str]) -> str:
-    """Install Debian packages; return why they are not installed, or nothing."""
-    if not packages:
-        return ""
-    names = " ".join(packages)
-    if shutil.which("apt-get") is None:
-        return f"missing: {names} (by their Debian names; there is no apt-get here)"
-    if not is_root():
-        return f"missing: {names}; run as root, or: sudo apt-get install {names}"
-    say(f"-- apt-get install {names}")
-    environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-    for step in (command, ["apt-get", "update", "-qq"], command):
-        done = subprocess.run(step, env=environ, capture_output=True, text=True, check=False)
-        if done.returncode == 0 and step is command:
-            return ""
-    return f"apt-get could not install {names}: {done.stderr.strip()[-300:]}"
 
 
 def requirements(names: tuple[str, ...]) -> list[str]:
@@ -156,7 +135,9 @@ def requirements(names: tuple[str, ...]) -> list[str]:
 def fingerprint(wanted: list[str]) -> str:
     """Return what changes when an installation has to be repeated."""
     digest = hashlib.sha256("\n".join([sys.version, str(ROOT), *wanted]).encode())
-    for path in sorted(ROOT.glob("packages/*/pyproject.toml")):
+    for path in sorted(
+        [*ROOT.glob("packages/*/pyproject.toml"), *ROOT.glob("tools/*/pyproject.toml")]
+    ):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -349,8 +330,24 @@ def parse(argv: list[str]) -> tuple[Any, list[str]]:
     commands.add_parser("lint", help="rules and formatting, types, rules of direction")
     bench = commands.add_parser("bench", help="the figures of tools/bench/")
     bench.add_argument("names", nargs="*", metavar="name")
+    commands.add_parser("lab", help="the NAT laboratory; lab --help", add_help=False)
     commands.add_parser("setup", help=".venv with everything editable")
     return parser.parse_args(argv[:cut]), argv[cut:]
+
+
+def lab(argv: list[str]) -> int:
+    """Carry out a command of the NAT laboratory; return its exit code."""
+    reason = install_packages([p for p in LAB_PACKAGES if not has_package(p)])
+    if reason:
+        say(f"-- {reason}; what needs it will say so")
+    install("lab")
+    command = [str(BIN / "python"), "-m", "warpgate_natlab", *argv]
+    process = subprocess.Popen(command)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the laboratory has it, too, and takes itself down
+            continue
 
 
 def main(argv: list[str]) -> int:
@@ -360,6 +357,8 @@ def main(argv: list[str]) -> int:
         if newer is None:
             sys.exit(f"warpgate needs Python 3.11 or later; this is {sys.version.split()[0]}")
         return subprocess.run([newer, __file__, *argv], check=False).returncode
+    if argv[:1] == ["lab"]:  # its arguments are its own
+        return lab(argv[1:])
     options, extra = parse(argv)
     if options.command == "test":
         known = [tier.name for tier in TIERS]

@@ -10,6 +10,7 @@ import pytest
 from repository import ROOT, load_tool
 
 dev = load_tool("dev")
+system = load_tool("system_packages")
 
 REPORT = '<testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10"/></testsuites>'
 
@@ -69,12 +70,35 @@ def test_every_tier_has_its_tox_environment() -> None:
 def test_missing_packages_are_named_when_they_cannot_be_installed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dev.shutil, "which", lambda *_, **__: None)
-    assert "iproute2" in dev.install_packages(["iproute2"])
-    monkeypatch.setattr(dev.shutil, "which", lambda *_, **__: "apt-get")
-    monkeypatch.setattr(dev, "is_root", lambda: False)
-    assert "sudo apt-get install iproute2" in dev.install_packages(["iproute2"])
-    assert dev.install_packages([]) == ""
+    monkeypatch.setattr(system.shutil, "which", lambda *_, **__: None)
+    assert "iproute2" in system.install_packages(["iproute2"])
+    monkeypatch.setattr(system.shutil, "which", lambda *_, **__: "apt-get")
+    monkeypatch.setattr(system, "is_root", lambda: False)
+    assert "sudo apt-get install iproute2" in system.install_packages(["iproute2"])
+    assert system.install_packages([]) == ""
+
+
+def test_services_are_kept_from_starting_while_packages_are_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy-rc.d"
+    monkeypatch.setattr(system, "POLICY", policy)
+    ran: list[list[str]] = []
+    monkeypatch.setattr(system.subprocess, "run", lambda command, **_: ran.append(command))
+    monkeypatch.setattr(system.shutil, "which", lambda *_, **__: "systemctl")
+    with system.no_services(["coturn", "iproute2"]):
+        assert "exit 101" in policy.read_text("ascii")
+    assert not policy.exists()
+    assert ran == [["systemctl", "disable", "coturn"]]
+    policy.write_text("somebody else's", "ascii")
+    with system.no_services([]):
+        pass
+    assert policy.read_text("ascii") == "somebody else's"
+
+
+def test_every_package_of_a_tier_can_be_looked_for() -> None:
+    for tier in dev.TIERS:
+        assert all(isinstance(system.has_package(package), bool) for package in tier.packages)
 
 
 def test_an_unknown_tier_is_refused_with_the_known_ones() -> None:

@@ -1,0 +1,10 @@
+"""``python -m warpgate_natlab``: the laboratory's commands."""
+
+from __future__ import annotations
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
