@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..net.pipe import Pipe
+    from warpgate.net.pipe import Pipe
 
 DATA = 0
 CONTROL = 1
@@ -28,12 +28,10 @@ class DatagramFraming:
         plugin_id: str,
         pipe: Pipe,
         hello: Callable[[bytes, tuple[str, int]], None],
-        count: Callable[[str], None],
     ) -> None:
         self._close = bytes((CONTROL, CONTROL_CLOSE)) + plugin_id.encode("ascii")
         self._pipe = pipe
         self._hello = hello
-        self._count = count
 
     def encode(self, data: bytes) -> bytes:
         """Return a datagram that carries ``data``."""
@@ -47,9 +45,9 @@ class DatagramFraming:
         if kind >= HELLO_FLOOR:
             self._hello(data, addr)
         elif data == self._close:
-            self._pipe.abort()
+            self._pipe.peer_ended()
         else:
-            self._count("unknown_control")
+            self._pipe.counters.count("unknown_control")
         return []
 
     def farewell(self) -> bytes:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import RemoteProtocolError
-from ..identity import node_id_text
-from ..net.driver import Driver
-from .datagrams import DatagramFraming
-from .machine import Failed, Initiator, Nominated, Proven, Responder
+from warpgate.errors import RemoteProtocolError
+from warpgate.hello.datagrams import DatagramFraming
+from warpgate.hello.machine import Failed, Initiator, Nominated, Proven, Responder
+from warpgate.hello.messages import looks_like_magic
+from warpgate.identity import node_id_text
+from warpgate.net.driver import Driver
+from warpgate.net.pipe import NO_ADDRESS
+from warpgate.net.udp import UdpPipe
 
 if TYPE_CHECKING:
-    from ..net.pipe import Pipe
+    from warpgate.net.pipe import Pipe
 
-ANSWER_REPEATS_S = 30.0
-"""How long an initiator answers a repeated M2 with M3 (WIRE section 1)."""
 MAX_PROVEN_DATAGRAM = 1200
 """Bytes of user data in a datagram of a proven pipe: what crosses every path unfragmented (RFC 9000, 14)."""
 
@@ -23,9 +23,14 @@ MAX_PROVEN_DATAGRAM = 1200
 class HandshakeOwner(Protocol):
     """Who is told how a handshake goes; each method is called at most once and from the loop."""
 
-    def handshake_proven(self, handshake: Handshake) -> None: ...
-    def handshake_nominated(self, handshake: Handshake) -> None: ...
-    def handshake_failed(self, handshake: Handshake) -> None: ...
+    def handshake_proven(self, handshake: Handshake) -> None:
+        """The responder is who it should be; ``handshake.nominate()`` or ``cancel()`` comes next."""
+
+    def handshake_nominated(self, handshake: Handshake) -> None:
+        """The pipe is its user's from here on."""
+
+    def handshake_failed(self, handshake: Handshake) -> None:
+        """The pipe is closed; ``handshake.cause`` says why."""
 
 
 class Handshake:
@@ -62,7 +67,18 @@ class Handshake:
         if first and self.state == "running":
             self._driver.feed(first, pipe.remote)
         if self.state in ("running", "proven"):
-            pipe.take_over(self._driver.feed)
+            pipe.take_over(self._received)
+
+    def _received(self, data: bytes, addr: tuple[str, int]) -> None:
+        pipe = self.pipe
+        if isinstance(pipe, UdpPipe):
+            # A punched hole may be known to the peer alone: then the first hello shows it.
+            if pipe.remote == NO_ADDRESS and looks_like_magic(data):
+                pipe.remote = addr
+            if addr != pipe.remote:
+                pipe.unmatched += 1
+                return
+        self._driver.feed(data, addr)
 
     def nominate(self) -> None:
         """Make this pipe the one of its attempt set: send M3 (initiator, once proven)."""
@@ -96,14 +112,13 @@ class Handshake:
         pipe = self.pipe
         pipe.peer_id = node_id_text(self.peer)
         leftover = self.machine.leftover()
-        if pipe.transport == "udp":
-            framing = DatagramFraming(
-                self.plugin_id, pipe, self._driver.feed, pipe.counters.count
-            )
-            pipe.set_filter(framing)
+        if isinstance(pipe, UdpPipe):
+            # The machine goes on: an initiator answers a repeated M2 until its own time is over.
+            pipe.only_remote = True
             pipe.max_message = MAX_PROVEN_DATAGRAM
+            framing = DatagramFraming(self.plugin_id, pipe, self._driver.feed)
+            pipe.set_filter(framing)
             leftover = [m for data in leftover for m in framing.decode(data, pipe.remote)]
-            asyncio.get_running_loop().call_later(ANSWER_REPEATS_S, self._driver.close)
         else:
             self._driver.close()
         pipe.hand_back(leftover)

@@ -100,7 +100,7 @@ def interface_records(
 
 
 def direct_targets(
-    local: PeerAddress, peer: PeerAddress, nics: Sequence[Interface]
+    local: PeerAddress, peer: PeerAddress, nics: Sequence[Interface], loopback: Interface
 ) -> list[tuple[Interface, int, str, int]]:
     """Return the ways to a peer's listening port for direct signals, best first."""
     from ..traversal.combine import scoped
@@ -108,7 +108,7 @@ def direct_targets(
 
     targets: dict[tuple[str, int], tuple[Interface, int, str, int]] = {}
     for path in find_paths(local, peer, nics)[0]:
-        nic = loopback_interface() if is_loopback(path.ip) else nics[path.src_index]
+        nic = loopback if is_loopback(path.ip) else nics[path.src_index]
         ip = scoped(path.ip, nic)
         targets.setdefault((ip, path.port), (nic, path.af, ip, path.port))
     return list(targets.values())

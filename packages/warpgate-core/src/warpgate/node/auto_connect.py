@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import (
+from warpgate.errors import (
     ConfigError,
     InvalidAddressError,
     KeyChangedError,
@@ -14,28 +14,30 @@ from ..errors import (
     NoSharedFamilyError,
     WarpgateError,
 )
-from ..events import ConnectFinished, ConnectStarted
-from ..net.constants import IP4, IP6, ROUTE_TYPES, af_name, transport_name
-from ..traversal.plan import PlanOptions
-from ..traversal.race import Race
-from ..traversal.report import Report, SkipReason
-from .resolve import resolve
+from warpgate.events import ConnectFinished, ConnectStarted
+from warpgate.net.constants import IP4, IP6, ROUTE_TYPES, af_name, transport_name
+from warpgate.node.resolve import resolve
+from warpgate.traversal.plan import PlanOptions
+from warpgate.traversal.race import Race
+from warpgate.traversal.report import Report, SkipReason
 
 if TYPE_CHECKING:
-    from ..net.pipe import Pipe
-    from ..plugin import Plugin
-    from ..protocol.peer_address import PeerAddress
-    from ..traversal.attempt import Attempt
-    from .node import Node
+    from warpgate.net.pipe import Pipe
+    from warpgate.node.node import Node
+    from warpgate.plugin import Plugin
+    from warpgate.protocol.peer_address import PeerAddress
+    from warpgate.traversal.attempt import Attempt
 
 TIMEOUT_S = 60.0
 TURN_LIMIT = 3
+
+T = TypeVar("T")
 
 
 async def auto_connect(
     node: Node,
     dest_addr: bytes | str | PeerAddress,
-    timeout: float = TIMEOUT_S,  # noqa: ASYNC109  # the public contract's name
+    timeout: float = TIMEOUT_S,
     turn_limit: int = TURN_LIMIT,
     *,
     transport: str | int | None = None,
@@ -97,7 +99,7 @@ async def auto_connect(
 async def connect(
     node: Node,
     dest_addr: bytes | str | PeerAddress,
-    timeout: float = TIMEOUT_S,  # noqa: ASYNC109  # the public contract's name
+    timeout: float = TIMEOUT_S,
     turn_limit: int = TURN_LIMIT,
     *,
     transport: str | int | None = None,
@@ -144,12 +146,7 @@ async def _race(
     node.notify(ConnectStarted(peer.node_id, len(chosen.combinations), len(chosen.skips)))
     race = Race(manager, peer, chosen)
     report.outcomes, report.skips = race.outcomes, race.skips
-    try:
-        winner = await race.run(timeout_s)
-    except BaseException:
-        if race.winner is not None and race.winner.winner is not None:
-            race.winner.winner.abort()
-        raise
+    winner = await race.run(timeout_s)
     if winner is None:
         report.error = _explain(node, peer, options, report)
         return None
@@ -197,9 +194,7 @@ def check_options(
         wanted = None if transport is None else transport_name(transport)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if isinstance(plugins, str):
-        raise ConfigError(f"plugins={plugins!r} is a string; expected a list of names")
-    names = None if plugins is None else tuple(plugins)
+    names = _listed("plugins", plugins, str)
     for name in names or ():
         node.traversal.loader(name)
     return PlanOptions(
@@ -216,10 +211,21 @@ def check_options(
 def _known(
     name: str, values: Iterable[int] | None, known: tuple[int, ...]
 ) -> tuple[int, ...] | None:
+    chosen = _listed(name, values, int)
+    for value in chosen or ():
+        if value not in known:
+            expected = ", ".join(map(str, map(int, known)))
+            raise ConfigError(f"{name} holds {value!r}; expected some of {expected}")
+    return chosen
+
+
+def _listed(name: str, values: Iterable[T] | None, kind: type[T]) -> tuple[T, ...] | None:
     if values is None:
         return None
-    chosen = tuple(int(value) for value in values)
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name}={values!r} is no list")
+    chosen = tuple(values)
     for value in chosen:
-        if value not in known:
-            raise ConfigError(f"{name} holds {value}; expected some of {', '.join(map(str, known))}")
+        if not isinstance(value, kind):
+            raise ConfigError(f"{name} holds {value!r}, which is no {kind.__name__}")
     return chosen

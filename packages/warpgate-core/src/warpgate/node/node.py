@@ -9,16 +9,16 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import PipeClosed, SignallingError, TraversalError
 from ..events import Counters, Event, InboundPipe
 from ..hooks import Hooks
 from ..identity import default_port, load_or_create, machine_id, stack_id
 from ..loading import load
-from ..net.constants import IP4, IP6, NIC_BIND
+from ..net.constants import IP4, IP6, NIC_BIND, route_type_name
 from ..net.listeners import Listeners
-from ..net.nic import own_ips
+from ..net.nic import loopback_interface, own_ips
 from ..protocol.peer_address import PeerAddress, pack_address
 from ..protocol.proto_msg import ConMsg
 from ..resources import Resources
@@ -29,7 +29,9 @@ from ..traversal.plan import Combination
 from .addressing import choose_interfaces, direct_targets, interface_records, listening_hosts
 from .config import make_config
 from .install import install_strategies
-from .mailbox import Mailbox, MsgCallback
+from .mailbox import Mailbox
+from .pipes import OpenPipes
+from .rendezvous import Rendezvous
 from .resolve import resolve
 from .slots import IdentitySlot
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from ..identity import Identity
     from ..net.nic import Interface
     from ..net.pipe import Pipe
+    from ..net.subscription import MsgCallback
     from ..net.tcp import TcpPipe
     from ..plugin import Plugin
     from ..traversal.report import Report
@@ -76,6 +79,8 @@ class Node:
         self.resources = Resources(self.stats)
         self.last_report: Report | None = None
         self.ifs: list[Interface] = []
+        self.loopback: Interface
+        self._own_ips: set[str] = set()
         self.port = 0
         self.identity: Identity
         self.hooks = Hooks(counters=self.stats)
@@ -87,8 +92,9 @@ class Node:
         self._slot: IdentitySlot | None = None
         self._listeners: Listeners | None = None
         self._direct: DirectTransport | None = None
+        self.rendezvous = Rendezvous()
         self._mailbox = Mailbox(self.stats)
-        self._pipes: set[Pipe] = set()
+        self._pipes = OpenPipes(self.stats)
         self._sequence = 0
         self._starting: asyncio.Task[Node] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -110,7 +116,11 @@ class Node:
             raise TraversalError("this node has been closed; make a new one")
         if self._starting is None:
             self._starting = asyncio.get_running_loop().create_task(self._start())
-        return await asyncio.shield(self._starting)
+        # Not awaited itself: its cancellation by close() must not look like the caller's.
+        await asyncio.wait([self._starting])
+        if self._starting.cancelled():
+            raise TraversalError("this node was closed while it was starting")
+        return self._starting.result()
 
     async def _start(self) -> Node:
         try:
@@ -125,9 +135,11 @@ class Node:
         assert not isinstance(ifs, Mapping)
         self.identity = load_or_create(self._identity_folder())
         report = load(self.conf, os.environ)
-        self.hooks = Hooks(report.objects, self.stats)
+        # What is registered first is called last: a plugin's own transport or resolver wins.
+        self.hooks = Hooks([self.rendezvous, *report.objects], self.stats)
         await self.hooks.each("warpgate_node_starting", node=self)
         nics, ip = choose_interfaces(ifs, ip)
+        self.loopback, self._own_ips = loopback_interface(), own_ips()
         self.traversal = TraversalManager(self)
         self.traversal.messages.add(ConMsg)
         self.router = SignalRouter(
@@ -148,6 +160,7 @@ class Node:
         self.sign_address()
         await install_strategies(self, report)
         self.running = True
+        self.rendezvous.publish(self)
         log.info("node %s listens on port %d", self.node_id, self.port)
 
     def _identity_folder(self) -> Path | None:
@@ -173,6 +186,8 @@ class Node:
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait([self._starting])
+        if self._starting is not None and not self._starting.cancelled():
+            self._starting.exception()  # whoever called start() has seen it, if anyone still waited
         await self._shut_down()
 
     async def _shut_down(self) -> None:
@@ -181,9 +196,8 @@ class Node:
             await self._listeners.close()
         if hasattr(self, "traversal"):
             await self.traversal.close(CLOSE_S)
-        pipes = [asyncio.ensure_future(pipe.close()) for pipe in self._pipes]
-        if pipes:
-            await asyncio.wait(pipes, timeout=CLOSE_S)
+        await self._pipes.close(CLOSE_S)
+        await self.rendezvous.close()
         if hasattr(self, "router"):
             await self.router.close()
         await self.resources.close(CLOSE_S)
@@ -191,8 +205,13 @@ class Node:
         if self._slot is not None:
             self._slot.close()
 
-    async def __aenter__(self) -> Node:
-        return await self.start()
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
 
     async def __aexit__(
         self,
@@ -223,6 +242,8 @@ class Node:
             brokers=self.router.brokers(),
             interfaces=self._records,
         )
+        if self.running:
+            self.rendezvous.publish(self)
 
     def supported(self) -> list[int]:
         """Return the address families that this node has an interface for."""
@@ -230,8 +251,8 @@ class Node:
         return [af for af in (IP4, IP6) if af in families]
 
     def own_ips(self) -> set[str]:
-        """Return every address of this machine."""
-        return own_ips()
+        """Return every address that this machine had when the node started."""
+        return self._own_ips
 
     def unix_time(self) -> int:
         """Return the Unix time in seconds."""
@@ -273,7 +294,8 @@ class Node:
             ConfigError: an unknown strategy; the text lists those installed.
             InvalidAddressError, UnknownPeerError, KeyChangedError: as the resolution found.
             NoSharedFamilyError: the peers do not share the family.
-            TraversalError: the route type leads nowhere.
+            TraversalError: the route type leads nowhere, or is not the strategy's; the address is
+                this node's own; the node is closing.
 
         """
         from ..traversal.auxiliary.fan_out import FanOut
@@ -288,11 +310,18 @@ class Node:
         else:
             loader = self.traversal.loader(plugin_name)
         peer = await resolve(self, pnp_addr)
+        if peer.key == self.identity.public_key:
+            raise TraversalError("that is this node's own address")
         path = self.traversal.find_path(peer, af, route_type)
         strategy = loader.info()
+        if route_type not in strategy.route_types:
+            raise TraversalError(
+                f"{loader.name} does not support the route type {route_type_name(route_type)}"
+            )
         combination = Combination(loader.name, strategy.phase, strategy.group, path)
         attempt = self.traversal.create_attempt(combination, peer, loader=loader)
-        assert attempt is not None
+        if attempt is None:
+            raise TraversalError("the node is closing")
         attempt.start()
         return attempt.plugin
 
@@ -328,17 +357,15 @@ class Node:
 
     # For the traversal layer.
 
-    def track(self, pipe: Pipe) -> None:
-        """Close a pipe with the node, if nobody has before."""
-        if not pipe.closed:
-            self._pipes.add(pipe)
-            pipe.add_close_callback(self._pipes.discard)
+    def track(self, pipe: Pipe) -> bool:
+        """Close a pipe with the node, if nobody has before; False when the node is closed already."""
+        return self._pipes.add(pipe)
 
     def deliver(self, pipe: Pipe) -> None:
         """Show an inbound pipe to the user."""
-        self.track(pipe)
-        self.notify(InboundPipe(pipe.peer_id, pipe.plugin_name, pipe.remote))
-        self._mailbox.deliver(pipe)
+        if self.track(pipe):
+            self.notify(InboundPipe(pipe.peer_id, pipe.plugin_name, pipe.remote))
+            self._mailbox.deliver(pipe)
 
     def accept_signals(self, pipe: TcpPipe, deframer: Deframer, body: bytes) -> None:
         """Take over an inbound connection that carries signals."""
@@ -352,4 +379,4 @@ class Node:
         self.hooks.notify(self, event)
 
     def _direct_targets(self, peer: PeerAddress) -> list[tuple[Interface, int, str, int]]:
-        return direct_targets(self.peer_address, peer, self.ifs)
+        return direct_targets(self.peer_address, peer, self.ifs, self.loopback)

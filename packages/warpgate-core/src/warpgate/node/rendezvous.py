@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("warpgate")
 
-LOOKUP_S = 5.0
-"""How long a lookup by node id may take, the wait for a first broker connection included."""
+LOOKUP_S = 3.0
+"""How long to look for a node id: a peer that starts now has its record there in a moment."""
+LOOK_AGAIN_S = 0.2
 
 
 class Rendezvous:
@@ -69,11 +70,18 @@ class Rendezvous:
             node_id_bytes(address)
         except ValueError:
             return None
-        try:
-            return await self.names.lookup_node(address.lower(), LOOKUP_S)
-        except SignallingError as error:
-            log.debug("node id %s not looked up: %s", address, error)
-            return None
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LOOKUP_S
+        while (left := until - loop.time()) > 0:
+            try:
+                found = await self.names.lookup_node(address.lower(), left)
+            except SignallingError as error:
+                log.debug("node id %s not looked up: %s", address, error)
+                return None
+            if found is not None:
+                return found
+            await asyncio.sleep(LOOK_AGAIN_S)
+        return None
 
     def publish(self, node: Node) -> None:
         """Let the brokers retain the node's newest address under its id, in the background."""

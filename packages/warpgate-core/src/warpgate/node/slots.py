@@ -33,7 +33,8 @@ class IdentitySlot:
                 handle = (folder / "in-use").open("ab")
             except OSError as error:
                 raise ConfigError(
-                    f'install_path {str(install_path)!r} can\'t be written ({error}); name another, or ":memory:"'
+                    f"install_path {str(install_path)!r} can't be written ({error}); "
+                    'name another, or ":memory:"'
                 ) from error
             if _try_lock(handle):
                 self._lock = handle
@@ -41,7 +42,9 @@ class IdentitySlot:
                 self.number = number
                 return
             handle.close()
-        raise ConfigError(f"{MAX_SLOTS} nodes are running on install_path {str(install_path)!r} already")
+        raise ConfigError(
+            f"{MAX_SLOTS} nodes are running on install_path {str(install_path)!r} already"
+        )
 
     def close(self) -> None:
         """Let another node have the folder."""

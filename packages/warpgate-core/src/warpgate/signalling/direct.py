@@ -11,17 +11,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import RemoteProtocolError, SignallingError
-from ..hello.messages import SIGNAL, Deframer, frame
-from ..net.constants import TCP
-from ..net.pipe import Pipe
-from ..protocol.ip import is_loopback
-from .transport import Deliver, SignalOrigin
+from warpgate.errors import RemoteProtocolError, SignallingError
+from warpgate.hello.messages import SIGNAL, Deframer, frame
+from warpgate.net.constants import TCP
+from warpgate.net.pipe import Pipe
+from warpgate.protocol.ip import is_loopback
+from warpgate.signalling.transport import Deliver, SignalOrigin
 
 if TYPE_CHECKING:
-    from ..events import Counters
-    from ..net.nic import Interface
-    from ..protocol.peer_address import PeerAddress
+    from warpgate.events import Counters
+    from warpgate.net.nic import Interface
+    from warpgate.protocol.peer_address import PeerAddress
 
 log = logging.getLogger("warpgate")
 
@@ -35,6 +35,14 @@ CONNECT_TIMEOUT_S = 3.0
 
 Target = tuple["Interface", int, str, int]
 """From which interface, by which family, to which ip and port."""
+
+
+class _Dial:
+    """A dial under way, and how many signals wait for it."""
+
+    def __init__(self, task: asyncio.Task[Pipe]) -> None:
+        self.task = task
+        self.waiting = 0
 
 
 class DirectTransport:
@@ -58,6 +66,7 @@ class DirectTransport:
         self._deliver: Deliver | None = None
         self._connections: OrderedDict[Pipe, asyncio.TimerHandle] = OrderedDict()
         self._by_peer: dict[bytes, Pipe] = {}
+        self._dials: dict[bytes, _Dial] = {}
 
     async def start(self, deliver: Deliver) -> None:
         """Begin to accept envelopes; the node's listeners bring the connections."""
@@ -72,6 +81,11 @@ class DirectTransport:
         self._deliver = None
         for pipe in list(self._connections):
             pipe.abort()
+        tasks = [dial.task for dial in self._dials.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def send(self, dest: PeerAddress, envelope: bytes) -> None:
         """Carry an envelope to a peer's listening port.
@@ -82,23 +96,54 @@ class DirectTransport:
         """
         pipe = self._by_peer.get(dest.key)
         if pipe is None or pipe.closed:
-            pipe = await self._dial(dest)
-            self._adopt(pipe, Deframer())
-            self._by_peer[dest.key] = pipe
+            pipe = await self._connect(dest)
         await self._write(pipe, envelope)
+
+    async def _connect(self, dest: PeerAddress) -> Pipe:
+        """Wait for the one dial to a peer, which ends when nobody waits for it any more."""
+        dial = self._dials.get(dest.key)
+        if dial is None:
+            if self._deliver is None:
+                raise SignallingError("this node takes no signals")
+            task = asyncio.get_running_loop().create_task(self._open(dest))
+            dial = self._dials[dest.key] = _Dial(task)
+        dial.waiting += 1
+        try:
+            await asyncio.wait([dial.task])
+        finally:
+            dial.waiting -= 1
+            if not dial.waiting:
+                if self._dials.get(dest.key) is dial:
+                    del self._dials[dest.key]
+                if not dial.task.cancel() and not dial.task.cancelled():
+                    dial.task.exception()  # so that nobody has to look
+        if dial.task.cancelled():
+            raise SignallingError("the dial was given up")
+        return dial.task.result()
+
+    async def _open(self, dest: PeerAddress) -> Pipe:
+        pipe = await self._dial(dest)
+        if self._adopt(pipe, Deframer()):
+            self._by_peer[dest.key] = pipe
+        return pipe
 
     def accept(self, pipe: Pipe, deframer: Deframer, body: bytes) -> None:
         """Take over a connection that began with a signal; ``body`` is its first envelope."""
-        self._adopt(pipe, deframer)
-        self._received(pipe, body)
-        self._drain(pipe, deframer)
+        if self._adopt(pipe, deframer):
+            try:
+                self._received(pipe, body)
+            except RemoteProtocolError as error:
+                self._garbage(pipe, error)
+            else:
+                self._drain(pipe, deframer)
 
     # Connections.
 
-    def _adopt(self, pipe: Pipe, deframer: Deframer) -> None:
-        if self._deliver is None:
+    def _adopt(self, pipe: Pipe, deframer: Deframer) -> bool:
+        """Keep a connection; False when it, or this transport, is closed already."""
+        if self._deliver is None or pipe.closed:
             pipe.abort()
-            return
+            return False
         if len(self._connections) >= MAX_CONNECTIONS:
             oldest, timer = self._connections.popitem(last=False)
             timer.cancel()
@@ -108,14 +153,11 @@ class DirectTransport:
         pipe.add_close_callback(self._gone)
 
         def more(data: bytes, _addr: tuple[str, int]) -> None:
-            try:
-                deframer.feed(data)
-            except RemoteProtocolError as error:
-                self._garbage(pipe, error)
-            else:
-                self._drain(pipe, deframer)
+            deframer.feed(data)
+            self._drain(pipe, deframer)
 
         pipe.take_over(more)
+        return True
 
     def _drain(self, pipe: Pipe, deframer: Deframer) -> None:
         try:
@@ -135,14 +177,15 @@ class DirectTransport:
     def _received(self, pipe: Pipe, envelope: bytes) -> None:
         if self._deliver is None:
             return
-        self._touch(pipe)
         ip, port = pipe.remote
 
-        async def reply(answer: bytes) -> None:
+        async def reply(answer: bytes, _dest: PeerAddress) -> None:
             await self._write(pipe, answer)
 
         origin = SignalOrigin(self.name, is_loopback(ip), reply, f"{ip} port {port}")
-        self._deliver(envelope, origin)
+        if self._deliver(envelope, origin) is False:
+            raise RemoteProtocolError("an envelope that is not for this node")
+        self._touch(pipe)
 
     async def _write(self, pipe: Pipe, envelope: bytes) -> None:
         if pipe.closed:
@@ -179,17 +222,23 @@ class DirectTransport:
         ]
         errors: list[str] = []
         pending = set(dials)
+        winner: asyncio.Task[Pipe] | None = None
         try:
-            while pending:
+            while pending and winner is None:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    error = task.exception()
-                    if error is None:
-                        return task.result()
-                    errors.append(str(error))
+                    if task.exception() is None:
+                        winner = task
+                    else:
+                        errors.append(str(task.exception()))
         finally:
-            _discard(dials, keep_first=True)
-        raise SignallingError("; ".join(errors))
+            for task in dials:
+                if task is not winner:
+                    task.cancel()
+                    task.add_done_callback(_close_late)
+        if winner is None:
+            raise SignallingError("; ".join(errors))
+        return winner.result()
 
     async def _dial_one(self, target: Target, delay_s: float) -> Pipe:
         await asyncio.sleep(delay_s)
@@ -199,19 +248,6 @@ class DirectTransport:
             return await route.connect((ip, port), TCP, timeout=CONNECT_TIMEOUT_S)
         except (OSError, TimeoutError) as error:
             raise SignallingError(f"{ip} port {port}: {error}") from error
-
-
-def _discard(dials: list[asyncio.Task[Pipe]], *, keep_first: bool) -> None:
-    """Cancel what is still dialling and close what connected too late."""
-    kept = not keep_first
-    for task in dials:
-        if not task.done():
-            task.cancel()
-            task.add_done_callback(_close_late)
-        elif not task.cancelled() and task.exception() is None:
-            if kept:
-                task.result().abort()
-            kept = True
 
 
 def _close_late(task: asyncio.Task[Pipe]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from ..errors import SignallingError
-from .transport import Deliver, SignalOrigin
+from warpgate.errors import SignallingError
+from warpgate.signalling.transport import Deliver, SignalOrigin
 
 if TYPE_CHECKING:
-    from ..protocol.peer_address import PeerAddress
+    from warpgate.protocol.peer_address import PeerAddress
 
 
 class MemoryHub:
@@ -45,21 +45,20 @@ class MemoryTransport:
 
     def _carry(self, key: bytes, envelope: bytes) -> None:
         member = self._hub.members.get(key)
-        if member is None or member._deliver is None:
+        if member is None:
             raise SignallingError("the peer is not a member of this memory hub")
+        asyncio.get_running_loop().call_soon(member.take, envelope, self)
 
-        async def reply(answer: bytes) -> None:
-            self._carry_back(answer)
+    def take(self, envelope: bytes, sender: MemoryTransport) -> None:
+        """Receive an envelope from another member."""
 
-        origin = SignalOrigin(self.name, True, reply, "memory")
-        asyncio.get_running_loop().call_soon(member._deliver, envelope, origin)
+        async def reply(answer: bytes, _dest: PeerAddress) -> None:
+            if sender._deliver is None:
+                raise SignallingError("the sender has left the memory hub")
+            asyncio.get_running_loop().call_soon(sender.take, answer, self)
 
-    def _carry_back(self, answer: bytes) -> None:
-        if self._deliver is None:
-            raise SignallingError("the sender has left the memory hub")
-        asyncio.get_running_loop().call_soon(
-            self._deliver, answer, SignalOrigin(self.name, True, None, "memory")
-        )
+        if self._deliver is not None:
+            self._deliver(envelope, SignalOrigin(self.name, True, reply, "memory"))
 
     def brokers(self) -> tuple[str, ...]:
         """Return nothing: this transport uses no broker."""

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from ..protocol.peer_address import PeerAddress
+    from warpgate.protocol.peer_address import PeerAddress
+
+
+Reply = Callable[[bytes, "PeerAddress"], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +24,19 @@ class SignalOrigin:
     Attributes:
         transport: the transport's ``name``.
         loopback: it came over the loopback interface or from within this process.
-        reply: sends an envelope back by the same way; raises ``SignallingError`` when that way is gone.
+        reply: sends an envelope back by the same way, to the peer whose verified address is given (the
+            signal itself told it); raises ``SignallingError`` when that way is gone.
         remote: what the transport calls the other end, for logs.
 
     """
 
     transport: str
     loopback: bool
-    reply: Callable[[bytes], Awaitable[None]] | None
+    reply: Reply | None
     remote: str
 
 
-Deliver = Callable[[bytes, SignalOrigin], None]
+Deliver = Callable[[bytes, SignalOrigin], object]
 
 
 @runtime_checkable
@@ -45,7 +49,8 @@ class SignalTransport(Protocol):
         """Begin to receive; must not wait for servers.
 
         Args:
-            deliver: called from the event loop with every envelope (bytes, at most 8 KiB) that arrives.
+            deliver: called from the event loop with every envelope (bytes, at most 8 KiB) that
+                arrives; returns False when it can't have been meant for this node.
 
         """
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RemoteProtocolError, TraversalError
-from ..net.pipe import Pipe
-from .report import AttemptOutcome
-from .result import ResultFuture
+from warpgate.errors import RemoteProtocolError, TraversalError
+from warpgate.net.pipe import Pipe
+from warpgate.traversal.report import AttemptOutcome
+from warpgate.traversal.result import ResultFuture
 
 if TYPE_CHECKING:
-    from ..hello.shell import Handshake
-    from ..plugin import Plugin
-    from ..protocol.peer_address import PeerAddress
-    from ..protocol.proto_msg import ConMsg
-    from ..signalling.transport import SignalOrigin
-    from .manager import TraversalManager
-    from .paths import Path
+    from warpgate.hello.shell import Handshake
+    from warpgate.plugin import Plugin
+    from warpgate.protocol.peer_address import PeerAddress
+    from warpgate.protocol.proto_msg import ConMsg
+    from warpgate.signalling.transport import SignalOrigin
+    from warpgate.traversal.manager import TraversalManager
+    from warpgate.traversal.paths import Path
 
 log = logging.getLogger("warpgate")
 
@@ -29,6 +30,8 @@ MAX_RUNS = 8
 """Calls of ``run`` of one attempt that may be pending at once."""
 CLOSE_GRACE_S = 0.030
 """A ``close()`` that takes longer moves to the node's reaper."""
+REAP_S = 2.0
+"""How long the reaper waits for a cancelled ``run``, and then for ``close()``."""
 
 
 class Attempt:
@@ -36,10 +39,13 @@ class Attempt:
 
     Attributes:
         plugin: the instance.
+        key: (peer id, plugin_id), what tells this attempt from all others.
         peer: the peer's newest signed address.
         outcome: what the report will say.
         origin: by which way the peer's latest signal came.
         winner: the nominated pipe, once there is one.
+        heard: how many signals of the peer have come.
+        sends: signals on their way, and their copies; they end with the attempt.
         on_candidate: asked when a pipe of ours is proven; calls :meth:`nominate` on the winner.
         on_end: called once when the attempt has ended.
 
@@ -60,8 +66,11 @@ class Attempt:
         self.origin: SignalOrigin | None = None
         self.on_candidate: Callable[[Attempt, Handshake], None] | None = None
         self.on_end: Callable[[Attempt], None] | None = None
+        self.key = (peer.node_id, plugin.plugin_id)
         self.ended = False
         self.winner: Pipe | None = None
+        self.heard = 0
+        self.sends: set[asyncio.Task[None]] = set()
         self.loop = asyncio.get_running_loop()
         self.started = self.loop.time()
         self.cleanup: asyncio.Task[None] | None = None
@@ -73,14 +82,14 @@ class Attempt:
         plugin.result = ResultFuture(self, self.loop)
 
     @property
-    def key(self) -> tuple[str, str]:
-        """(peer id, plugin_id): what tells this attempt from all others."""
-        return (self.peer.node_id, self.plugin.plugin_id)
-
-    @property
     def busy(self) -> bool:
         """Whether a ``run`` or a proof is under way."""
         return bool(self._runs or self._proofs)
+
+    @property
+    def proving(self) -> bool:
+        """Whether a pipe is under proof."""
+        return bool(self._proofs)
 
     def start(self, reply: ConMsg | None = None) -> None:
         """Arm the time-out and call ``run``."""
@@ -109,7 +118,7 @@ class Attempt:
                 # The strategy cancelled itself: nothing else will resolve it.
                 self.failed(TraversalError("run() was cancelled from within"))
             raise
-        except Exception as error:  # noqa: BLE001  # whatever a strategy raises ends its attempt only
+        except (Exception, SystemExit) as error:  # whatever a strategy raises ends its attempt only
             log.debug("%s: run() raised", plugin.name, exc_info=True)
             self.failed(error)
 
@@ -133,8 +142,11 @@ class Attempt:
 
     def failed(self, cause: BaseException) -> None:
         """End with an error as the cause."""
-        text = str(cause)
         name = type(cause).__name__
+        try:
+            text = str(cause)
+        except Exception:  # noqa: BLE001  # the exception's own defect
+            text = ""
         self._end("failed", f"{name}: {text}" if text else name)
 
     def cancelled(self) -> None:
@@ -153,21 +165,27 @@ class Attempt:
 
     def _offer_pipe(self, pipe: Pipe) -> None:
         handshake = pipe.handshake
-        if self.ended or (pipe.closed and handshake is None):
-            pipe.abort()
-            if not self.ended:
-                self._last_cause = "the pipe had ended before it was handed over"
-            return
-        if handshake is not None and handshake.state == "nominated":
-            self._won(handshake)
-        elif handshake is not None and handshake in self._proofs:
+        if self.ended:
+            if pipe is not self.winner:
+                pipe.abort()
+        elif handshake in self._proofs:
             if handshake.state == "proven":
                 self._candidate(handshake)
+        elif handshake is not None and handshake.state == "nominated":
+            if handshake.peer == self.peer.key:
+                self._won(handshake)
+            else:
+                self._last_cause = "the pipe leads to another peer"
+        elif pipe.closed:
+            pipe.abort()
+            self._last_cause = "the pipe had ended before it was handed over"
+        elif handshake is not None:
+            self._last_cause = "the pipe is under proof for another attempt"
         elif len(self._proofs) >= MAX_PROOFS:
             self.manager.stats.count("proofs_refused")
             pipe.abort()
         else:
-            self.manager.prove(self, pipe)
+            self.manager.proofs.prove(self, pipe)
 
     def watch(self, handshake: Handshake) -> None:
         """Own a handshake that is about to start or was started for this attempt by a listener."""
@@ -203,6 +221,7 @@ class Attempt:
         pipe = handshake.pipe
         self._proofs.discard(handshake)
         pipe.plugin_name = pipe.plugin_name or self.plugin.name
+        pipe.inbound = not self.plugin.initiator
         if pipe.path is None:
             pipe.path = "relay" if self.plugin.phase == "relay" else "direct"
         self.winner = pipe
@@ -226,26 +245,42 @@ class Attempt:
         result = self.plugin.result
         if isinstance(result, ResultFuture):
             result.resolve(value)
+        # The run() that won, or that brought about the end itself, may return by itself.
         current = asyncio.current_task()
-        runs = {task for task in self._runs if task is not current}
-        if status != "won":
-            for task in runs:
-                task.cancel()
-        self.cleanup = self.loop.create_task(self._clean_up(runs), name="warpgate attempt clean-up")
+        leaving = {task for task in self._runs if status == "won" or task is current}
+        _cancel(self._runs - leaving)
+        if self.plugin.phase is not None:  # an auxiliary's last word is for the peer: let it go out
+            _cancel(self.sends)
+        tasks = self._runs | {task for task in self.sends if task.cancelling()}
+        self.cleanup = self.loop.create_task(
+            self._clean_up(leaving, tasks), name="warpgate attempt clean-up"
+        )
         self.manager.attempt_ended(self)
         if self.on_end is not None:
             self.on_end(self)
 
-    async def _clean_up(self, runs: set[asyncio.Task[None]]) -> None:
-        if self.outcome.status == "won" and runs:
-            # A winning run() is given a moment to return by itself.
-            await asyncio.wait(runs, timeout=CLOSE_GRACE_S)
-            for task in runs:
-                task.cancel()
-        if runs:
-            await asyncio.wait(runs)
+    async def _clean_up(
+        self, leaving: set[asyncio.Task[None]], tasks: set[asyncio.Task[None]]
+    ) -> None:
+        if leaving:
+            await asyncio.wait(leaving, timeout=CLOSE_GRACE_S)
+            _cancel(leaving)
+        if tasks:
+            _, stuck = await asyncio.wait(tasks, timeout=REAP_S)
+            if stuck:
+                log.error("%s: run() goes on after it was cancelled", self.plugin.name)
+                self.manager.stats.count("runs_stuck", len(stuck))
         try:
-            await self.plugin.close()
-        except Exception:
-            log.exception("%s: close() raised", self.plugin.name)
-            self.manager.stats.count("close_errors")
+            async with asyncio.timeout(REAP_S) as limit:
+                closing: Any = self.plugin.close()
+                if inspect.isawaitable(closing):
+                    await closing
+        except (Exception, SystemExit):
+            late = limit.expired()
+            log.exception("%s: close() %s", self.plugin.name, "took too long" if late else "raised")
+            self.manager.stats.count("closes_timed_out" if late else "close_errors")
+
+
+def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()

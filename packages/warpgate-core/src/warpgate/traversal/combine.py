@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..net.constants import LOOPBACK_BIND, ROUTE_TYPES
-from ..protocol.ip import is_link_local, is_loopback, is_private, split_scope
-from ..protocol.peer_address import PeerAddress
-from .paths import LOOPBACK_IPS, TIER_LOOPBACK, TIER_PUBLIC, Path, endpoint_target
-from .report import SkipReason
+from warpgate.net.constants import LOOPBACK_BIND, ROUTE_TYPES
+from warpgate.protocol.ip import is_link_local, is_loopback, is_private, split_scope
+from warpgate.protocol.peer_address import PeerAddress
+from warpgate.traversal.paths import (
+    LOOPBACK_IPS,
+    TIER_LOOPBACK,
+    TIER_PUBLIC,
+    Path,
+    endpoint_target,
+)
+from warpgate.traversal.report import SkipReason
 
 if TYPE_CHECKING:
-    from ..net.nic import Interface
-    from ..protocol.proto_msg import ConMsg
+    from warpgate.net.nic import Interface
+    from warpgate.protocol.proto_msg import ConMsg
 
 
 def info(address: PeerAddress, index: int, af: int, route_type: int) -> dict[str, Any]:
@@ -88,9 +94,7 @@ def _pick(address: PeerAddress, af: int, hint: int) -> int:
     return next(i for i, record in enumerate(address.interfaces) if record.endpoint(af))
 
 
-def _leading_to(
-    local: PeerAddress, nics: Sequence[Interface], af: int, ip: str, hint: int
-) -> int:
+def _leading_to(local: PeerAddress, nics: Sequence[Interface], af: int, ip: str, hint: int) -> int:
     """Return the interface from which an address is reached, the hinted one when it will do."""
     if nics[hint].on_link(ip):
         return hint

@@ -12,18 +12,28 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..errors import LocalProtocolError, RemoteProtocolError
-from ..hello.messages import M0, M1, SIGNAL, Deframer, frame, looks_like_magic, parse_datagram, unpack_m0
-from ..hello.shell import Handshake
-from ..identity import node_id_text
-from ..net.udp import UdpPipe
+from warpgate.errors import LocalProtocolError, RemoteProtocolError
+from warpgate.hello.messages import (
+    M0,
+    M1,
+    SIGNAL,
+    Deframer,
+    frame,
+    looks_like_magic,
+    parse_datagram,
+    unpack_m0,
+)
+from warpgate.hello.shell import Handshake
+from warpgate.identity import node_id_text
+from warpgate.net.udp import UdpPipe
 
 if TYPE_CHECKING:
-    from ..net.datagram import DatagramSocket
-    from ..net.pipe import Pipe
-    from ..net.tcp import TcpPipe
-    from .attempt import Attempt
-    from .manager import TraversalManager
+    from warpgate.net.datagram import DatagramSocket
+    from warpgate.net.pipe import Pipe
+    from warpgate.net.tcp import TcpPipe
+    from warpgate.traversal.attempt import Attempt
+    from warpgate.traversal.history import Key
+    from warpgate.traversal.manager import TraversalManager
 
 log = logging.getLogger("warpgate")
 
@@ -32,7 +42,12 @@ MAX_UNPROVEN = 256
 UNPROVEN_S = 5.0
 MAX_PLAIN_UDP = 256
 PLAIN_UDP_IDLE_S = 60.0
+MAX_ENDED_UDP = 1024
+"""Sources of ended UDP pipes between nodes, whose last datagrams are no plain ones."""
+ENDED_UDP_S = 60.0
 
+Source = tuple[tuple[str, int], tuple[str, int]]
+"""This end's and the other end's address."""
 StreamSignalHandler = Callable[["TcpPipe", Deframer, bytes], None]
 
 
@@ -63,22 +78,25 @@ class Inbound:
         self._manager = manager
         self._accept_plain = accept_plain
         self._on_signal_stream = on_signal_stream
-        self._waiters: dict[str, Waiter] = {}
+        self._waiters: dict[Key, Waiter] = {}
+        self._announced: dict[str, Waiter] = {}  # by plugin_id, which M0 has alone
         self._unproven: OrderedDict[Pipe, asyncio.TimerHandle] = OrderedDict()
-        self._plain_udp: OrderedDict[tuple[object, ...], UdpPipe] = OrderedDict()
+        self._plain_udp: OrderedDict[Source, UdpPipe] = OrderedDict()
         self._plain_timers: dict[UdpPipe, asyncio.TimerHandle] = {}
+        self._ended_udp: OrderedDict[Source, float] = OrderedDict()
 
     # Waiters.
 
     def register(self, attempt: Attempt) -> None:
         """Claim the pipes that carry an attempt's id."""
-        plugin_id = attempt.plugin.plugin_id
-        if plugin_id not in self._waiters:
-            self._waiters[plugin_id] = Waiter(attempt, attempt.loop)
+        if attempt.key not in self._waiters:
+            waiter = self._waiters[attempt.key] = Waiter(attempt, attempt.loop)
+            if attempt.plugin.initiator:
+                self._announced[attempt.plugin.plugin_id] = waiter
 
     async def wait(self, attempt: Attempt) -> Pipe | None:
         """Wait for a claimed pipe; None when the attempt's time is up or it has ended."""
-        waiter = self._waiters.get(attempt.plugin.plugin_id)
+        waiter = self._waiters.get(attempt.key)
         if waiter is None:
             raise LocalProtocolError(
                 "wait_for_inbound() without register_inbound(); call it before signalling the peer"
@@ -91,9 +109,11 @@ class Inbound:
 
     def forget(self, attempt: Attempt) -> None:
         """Give an ended attempt's place back; a pipe nobody took is closed with the attempt."""
-        waiter = self._waiters.get(attempt.plugin.plugin_id)
+        waiter = self._waiters.get(attempt.key)
         if waiter is not None and waiter.attempt is attempt:
-            del self._waiters[attempt.plugin.plugin_id]
+            del self._waiters[attempt.key]
+            if self._announced.get(attempt.plugin.plugin_id) is waiter:
+                del self._announced[attempt.plugin.plugin_id]
             if waiter.pipe.done():
                 pipe = waiter.pipe.result()
                 if pipe is not attempt.winner:
@@ -136,8 +156,7 @@ class Inbound:
             self._release(pipe)
             self._on_signal_stream(pipe, deframer, body)
             return
-        first = frame(kind, body) + b"".join(deframer.leftover())
-        self._hello(pipe, kind, body, first)
+        self._hello(pipe, kind, body, frame(kind, body) + deframer.leftover())
 
     def _plain_stream(self, pipe: TcpPipe, first: bytes) -> None:
         self._release(pipe)
@@ -151,7 +170,7 @@ class Inbound:
 
     def accept_datagram(self, sock: DatagramSocket, data: bytes, addr: tuple[str, int]) -> None:
         """Take a datagram from a source that has no pipe yet."""
-        if looks_like_magic(data[:8]):
+        if looks_like_magic(data):
             try:
                 kind, body = parse_datagram(data)
             except RemoteProtocolError:
@@ -164,18 +183,29 @@ class Inbound:
             pipe.inbound = True
             self._hold(pipe)
             self._hello(pipe, kind, body, data)
+        elif self._has_ended((sock.local, addr)):
+            self._manager.stats.count("udp_late")
         elif self._accept_plain:
             self._plain_datagram(sock, data, addr)
         else:
             self._manager.stats.count("plain_refused")
 
+    def _has_ended(self, source: Source) -> bool:
+        until = self._ended_udp.get(source, 0.0)
+        return until > asyncio.get_running_loop().time()
+
+    def _remember_end(self, source: Source) -> None:
+        self._ended_udp[source] = asyncio.get_running_loop().time() + ENDED_UDP_S
+        self._ended_udp.move_to_end(source)
+        if len(self._ended_udp) > MAX_ENDED_UDP:
+            self._ended_udp.popitem(last=False)
+
     def _plain_datagram(self, sock: DatagramSocket, data: bytes, addr: tuple[str, int]) -> None:
         pipe = UdpPipe(sock, remote=addr, owner=False)
         pipe.inbound = True
         if len(self._plain_udp) >= MAX_PLAIN_UDP:
-            _, oldest = self._plain_udp.popitem(last=False)
             self._manager.stats.count("plain_udp_evicted")
-            oldest.abort()
+            min(self._plain_udp.values(), key=lambda other: other.last_heard).abort()
         key = (sock.local, addr)
         self._plain_udp[key] = pipe
         loop = asyncio.get_running_loop()
@@ -203,18 +233,19 @@ class Inbound:
     def _hello(self, pipe: Pipe, kind: int, body: bytes, first: bytes) -> None:
         if kind == M0:
             try:
-                waiter = self._waiters.get(unpack_m0(body))
+                waiter = self._announced.get(unpack_m0(body))
             except RemoteProtocolError as error:
                 self._refuse(pipe, "hello_garbage", str(error))
                 return
-            if waiter is None or not waiter.attempt.plugin.initiator:
+            if waiter is None:
                 self._refuse(pipe, "hello_no_waiter", "M0 for an attempt that is not waiting here")
                 return
             attempt = waiter.attempt
-            handshake = self._manager.make_initiator(attempt, pipe, _WaiterOwner(self, waiter))
+            owner = _WaiterOwner(self, waiter)
+            handshake = self._manager.proofs.make_initiator(attempt, pipe, owner)
             attempt.watch(handshake)
         elif kind == M1:
-            handshake = self._manager.make_responder(None, pipe, self)
+            handshake = self._manager.proofs.make_responder(None, pipe, self)
         else:
             self._refuse(pipe, "hello_unexpected", f"M{kind} from nowhere")
             return
@@ -235,15 +266,18 @@ class Inbound:
         self._release(pipe)
         assert handshake.peer is not None
         assert handshake.plugin_id is not None
-        peer_id = node_id_text(handshake.peer)
-        attempt = self._manager.find(peer_id, handshake.plugin_id)
-        waiter = self._waiters.get(handshake.plugin_id)
-        if not self._manager.first_delivery(peer_id, handshake.plugin_id):
+        key = (node_id_text(handshake.peer), handshake.plugin_id)
+        attempt = self._manager.find(*key)
+        waiter = self._waiters.get(key)
+        if isinstance(pipe, UdpPipe):
+            source = (pipe.local, pipe.remote)
+            pipe.add_close_callback(lambda _pipe: self._remember_end(source))
+        if not self._manager.history.first_delivery(key):
             self._refuse(pipe, "hello_second_pipe", "this attempt has its pipe already")
-        elif waiter is not None and waiter.attempt is attempt and not waiter.pipe.done():
+        elif waiter is not None and not waiter.pipe.done():
             waiter.pipe.set_result(pipe)
         else:
-            if attempt is not None and not attempt.plugin.initiator:
+            if attempt is not None:
                 attempt.lose("another pipe of this attempt was nominated")
             self._manager.deliver_inbound(pipe, attempt.plugin.name if attempt else None)
 
@@ -254,6 +288,7 @@ class Inbound:
         self._release(pipe)
 
     def _hold(self, pipe: Pipe) -> None:
+        """Count a connection as unproven until it is released."""
         if len(self._unproven) >= MAX_UNPROVEN:
             oldest, timer = self._unproven.popitem(last=False)
             timer.cancel()
@@ -278,6 +313,7 @@ class Inbound:
 
     def close(self) -> None:
         """Drop everything that is not proven, and every plain datagram pipe."""
+        self._ended_udp.clear()
         for pipe in [*self._unproven, *self._plain_udp.values()]:
             pipe.abort()
 

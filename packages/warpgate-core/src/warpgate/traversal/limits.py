@@ -53,6 +53,10 @@ class StrangerLimits:
         """Whether the peer has yet to complete a hello."""
         return peer_id not in self._known
 
+    def crowded(self, own_live: int, all_live: int) -> bool:
+        """Whether a stranger's next attempt would be refused for the number of those alive."""
+        return own_live >= ATTEMPTS_PER_STRANGER or all_live >= ATTEMPTS_ALL_STRANGERS
+
     def admit(self, peer_id: str, now: float, own_live: int, all_live: int) -> str | None:
         """Decide on one more attempt.
 

@@ -4,43 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, LocalProtocolError, NoSharedFamilyError, TraversalError
-from ..events import AttemptFinished, AttemptStarted, Dropped
-from ..hello.machine import Initiator, NonceCache, Responder
-from ..hello.shell import Handshake, HandshakeOwner
-from ..identity import node_id_bytes, node_id_text
-from ..net.constants import IP4, IP6, LOOPBACK_BIND, ROUTE_TYPES, af_name, route_type_name
-from ..net.nic import loopback_interface
-from ..protocol.codec import MessageTable
-from ..protocol.envelope import MAX_TTL_S
-from ..signalling.router import DEFAULT_TTL_S
-from .attempt import Attempt
-from .combine import info, scoped
-from .inbound import Inbound
-from .limits import StrangerLimits
-from .loaders import Loader, make_loader
-from .paths import Path, find_paths
-from .plan import Combination, Plan, PlanOptions, plan
-from .report import AttemptOutcome
-from .responder import SignalDoor
+from warpgate.errors import ConfigError, LocalProtocolError, NoSharedFamilyError, TraversalError
+from warpgate.events import AttemptFinished, AttemptStarted
+from warpgate.net.constants import (
+    IP4,
+    IP6,
+    LOOPBACK_BIND,
+    ROUTE_TYPES,
+    af_name,
+    route_type_name,
+)
+from warpgate.protocol.codec import MessageTable
+from warpgate.protocol.envelope import CLOCK_TOLERANCE_S, MAX_TTL_S
+from warpgate.signalling.router import DEFAULT_TTL_S
+from warpgate.traversal.attempt import Attempt
+from warpgate.traversal.combine import info, scoped
+from warpgate.traversal.history import History
+from warpgate.traversal.inbound import Inbound
+from warpgate.traversal.limits import StrangerLimits
+from warpgate.traversal.loaders import Loader, make_loader
+from warpgate.traversal.paths import Path, find_paths
+from warpgate.traversal.plan import Combination, Plan, PlanOptions, plan
+from warpgate.traversal.proofs import Proofs
+from warpgate.traversal.report import AttemptOutcome
+from warpgate.traversal.responder import SignalDoor
 
 if TYPE_CHECKING:
-    from ..events import Counters
-    from ..net.pipe import Pipe
-    from ..node.node import Node
-    from ..plugin import Plugin
-    from ..protocol.proto_msg import ConMsg
-    from ..protocol.peer_address import PeerAddress
+    from warpgate.events import Counters
+    from warpgate.net.pipe import Pipe
+    from warpgate.node.node import Node
+    from warpgate.plugin import Plugin
+    from warpgate.protocol.peer_address import PeerAddress
+    from warpgate.protocol.proto_msg import ConMsg
 
 log = logging.getLogger("warpgate")
 
-MAX_TOMBSTONES = 4096
-MAX_DELIVERED = 4096
+CANCEL_GRACE_S = 0.1
+"""For a clean-up that was cancelled to run its own finally blocks."""
 
 
 class TraversalManager:
@@ -58,17 +61,15 @@ class TraversalManager:
         self.plugin_loaders: dict[str, Loader] = {}
         self.rejected: list[Any] = []
         self.messages = MessageTable()
-        self.nonces = NonceCache()
+        self.proofs = Proofs(self, node.conf["allow"])
+        self.history = History()
         self.inbound = Inbound(self, bool(node.conf["accept_plain"]), node.accept_signals)
         self.limits = StrangerLimits(asyncio.get_running_loop().time())
         self.signals = SignalDoor(self)
+        self.closed = False
         self._attempts: dict[tuple[str, str], Attempt] = {}
-        self._tombstones: OrderedDict[tuple[str, str], float] = OrderedDict()
-        self._delivered: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._cleanups: set[asyncio.Task[None]] = set()
         self._ttl_s: dict[str, int] = {}
-        allow = node.conf["allow"]
-        self._allow = None if allow is None else {_allowed_key(entry) for entry in allow}
 
     @property
     def plugins(self) -> Mapping[tuple[str, str], Plugin]:
@@ -87,16 +88,20 @@ class TraversalManager:
             distribution: where it came from, for reports.
 
         Raises:
-            PluginDefinitionError: ``class`` is missing or of another kind.
+            PluginDefinitionError: ``class`` is missing or of another kind, or can't be used.
+            LocalProtocolError: the name can't be part of a wire name.
 
         """
-        loader = make_loader(name, spec, distribution)
-        for entry in loader.cls.proto_messages if loader.cls is not None else ():
-            msg_class, _strategy_id, ttl_s = entry
-            msg_class.WIRE_NAME = f"{name}.{msg_class.__name__}"
-            self.messages.add(msg_class)
+        self.install_loader(make_loader(name, spec, distribution))
+
+    def install_loader(self, loader: Loader) -> None:
+        """Install what :func:`make_loader` returned; raises LocalProtocolError as above."""
+        assert loader.cls is not None
+        for msg_class, _strategy_id, ttl_s in loader.cls.proto_messages:
+            msg_class.WIRE_NAME = f"{loader.name}.{msg_class.__name__}"
+            self.messages.replace(msg_class)
             self._ttl_s[msg_class.WIRE_NAME] = min(max(1, round(ttl_s)), MAX_TTL_S)
-        self.plugin_loaders[name] = loader
+        self.plugin_loaders[loader.name] = loader
 
     def loader(self, name: str) -> Loader:
         """Return an installed strategy's loader.
@@ -125,7 +130,7 @@ class TraversalManager:
         plugin_id: str | None = None,
         loader: Loader | None = None,
     ) -> Attempt | None:
-        """Make an attempt, ready to start; None when its strategy is no longer installed.
+        """Make an attempt, ready to start; None when its strategy was removed or the node closes.
 
         Args:
             combination: strategy and path.
@@ -133,9 +138,12 @@ class TraversalManager:
             plugin_id: the initiator's id, on the responder's side.
             loader: overrides the installed one.
 
+        Raises:
+            PluginDefinitionError: the strategy's instance can't be made.
+
         """
         loader = loader or self.plugin_loaders.get(combination.strategy)
-        if loader is None:
+        if loader is None or self.closed:
             return None
         plugin = loader.build()
         path = combination.path
@@ -146,11 +154,11 @@ class TraversalManager:
         if plugin_id is not None:
             plugin.plugin_id = plugin_id
         plugin.af, plugin.route_type = path.af, path.route_type
-        plugin.nic = loopback_interface() if loopback else nics[path.src_index]
+        plugin.nic = self.node.loopback if loopback else nics[path.src_index]
         plugin.src_info = info(local, path.src_index, path.af, path.route_type)
         plugin.dest_info = info(peer, path.dest_index, path.af, path.route_type)
-        for side, key in ((plugin.dest_info, "ip"), (plugin.src_info, "ip"), (plugin.src_info, "nic")):
-            side[key] = scoped(side[key], plugin.nic)
+        for side in (plugin.src_info, plugin.dest_info):
+            side.update({key: scoped(side[key], plugin.nic) for key in ("ip", "nic")})
         plugin.same_machine = local.machine == peer.machine
         plugin.manager, plugin.node = self, self.node
         outcome = AttemptOutcome(
@@ -189,7 +197,7 @@ class TraversalManager:
         self.limits.befriend(attempt.peer.node_id)
         self.node.track(pipe)
         if not attempt.plugin.initiator:
-            self.first_delivery(*attempt.key)
+            self.history.first_delivery(attempt.key)
             self.deliver_inbound(pipe, attempt.plugin.name)
 
     def attempt_ended(self, attempt: Attempt) -> None:
@@ -197,10 +205,9 @@ class TraversalManager:
         if self._attempts.get(attempt.key) is attempt:
             del self._attempts[attempt.key]
         self.inbound.forget(attempt)
-        expires = asyncio.get_running_loop().time() + DEFAULT_TTL_S
-        self._tombstones[attempt.key] = expires
-        if len(self._tombstones) > MAX_TOMBSTONES:
-            self._tombstones.popitem(last=False)
+        ttls = [self._ttl_s.get(entry[0].WIRE_NAME, 0) for entry in attempt.plugin.proto_messages]
+        late_s = max([DEFAULT_TTL_S, *ttls])
+        self.history.bury(attempt.key, attempt.loop.time() + late_s + CLOCK_TOLERANCE_S)
         if attempt.cleanup is not None:
             self._cleanups.add(attempt.cleanup)
             attempt.cleanup.add_done_callback(self._cleanups.discard)
@@ -242,7 +249,9 @@ class TraversalManager:
         paths, dead = find_paths(local, peer, self.node.ifs, (af,), (route_type,))
         if not paths:
             why = "; ".join(f"{end.reason.value} {end.detail}".strip() for end in dead)
-            raise TraversalError(f"{af_name(af)} {route_type_name(route_type)} leads nowhere: {why}")
+            raise TraversalError(
+                f"{af_name(af)} {route_type_name(route_type)} leads nowhere: {why}"
+            )
         return paths[0]
 
     def plan_for(self, peer: PeerAddress, options: PlanOptions) -> Plan:
@@ -255,10 +264,12 @@ class TraversalManager:
         cleanups = [a.cleanup for a in attempts if a.cleanup is not None and not a.cleanup.done()]
         if cleanups:
             _, late = await asyncio.wait(cleanups, timeout=grace_s)
-            self.stats.count("closes_reaped", len(late))
+            if late:
+                self.stats.count("closes_reaped", len(late))
 
     async def close(self, timeout_s: float) -> None:
-        """End every attempt and wait for the reaper, at most ``timeout_s`` seconds."""
+        """End every attempt and wait for the reaper, at most ``timeout_s`` seconds; idempotent."""
+        self.closed = True
         for attempt in list(self._attempts.values()):
             attempt.lose("the node is closing")
         self.inbound.close()
@@ -267,56 +278,10 @@ class TraversalManager:
             for task in late:
                 log.warning("%s did not end within %g s", task.get_name(), timeout_s)
                 task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=CANCEL_GRACE_S)
 
-    # Proofs.
-
-    def prove(self, attempt: Attempt, pipe: Pipe) -> None:
-        """Start the hello on a pipe that a strategy has handed over."""
-        if attempt.plugin.initiator:
-            handshake = self.make_initiator(attempt, pipe, attempt)
-        else:
-            handshake = self.make_responder(attempt, pipe, attempt)
-        attempt.watch(handshake)
-        handshake.start()
-
-    def make_initiator(self, attempt: Attempt, pipe: Pipe, owner: HandshakeOwner) -> Handshake:
-        """Return the initiator's side of a hello for an attempt of ours."""
-        machine = Initiator(
-            identity=self.node.identity,
-            peer=attempt.peer.key,
-            plugin_id=attempt.plugin.plugin_id,
-            datagram=pipe.transport == "udp",
-            entropy=os.urandom,
-            nonces=self.nonces,
-            allow=self.allowed,
-        )
-        return Handshake(pipe, machine, owner)
-
-    def make_responder(
-        self, attempt: Attempt | None, pipe: Pipe, owner: HandshakeOwner
-    ) -> Handshake:
-        """Return the responder's side of a hello, for an attempt or for whoever has connected."""
-        # M0 tells a listening socket of the initiator for which of its waiters we come.
-        announce = attempt is not None and pipe.remote[1] in attempt.peer.ports()
-        machine = Responder(
-            identity=self.node.identity,
-            peer=attempt.peer.key if attempt is not None else None,
-            plugin_id=attempt.plugin.plugin_id if attempt is not None else None,
-            datagram=pipe.transport == "udp",
-            entropy=os.urandom,
-            nonces=self.nonces,
-            announce=announce,
-            allow=self.allowed,
-        )
-        return Handshake(pipe, machine, owner)
-
-    def allowed(self, peer: bytes, _plugin_id: str) -> bool:
-        """Whether ``conf["allow"]`` lets a peer connect; a refusal is counted and told."""
-        if self._allow is None or peer in self._allow:
-            return True
-        self.stats.count("peers_refused")
-        self.node.notify(Dropped("peers_refused", node_id_text(peer)))
-        return False
+    # What is alive.
 
     def responders(self) -> list[Attempt]:
         """Return the live attempts that peers have started here."""
@@ -326,23 +291,9 @@ class TraversalManager:
         """Return a live attempt."""
         return self._attempts.get((peer_id, plugin_id))
 
-    def is_buried(self, peer_id: str, plugin_id: str) -> bool:
-        """Whether an attempt has ended so recently that signals for it may still come."""
-        expires = self._tombstones.get((peer_id, plugin_id), 0.0)
-        return expires > asyncio.get_running_loop().time()
-
-    def first_delivery(self, peer_id: str, plugin_id: str) -> bool:
-        """Note that a pipe of an attempt set reaches the user; False when one has before."""
-        key = (peer_id, plugin_id)
-        if key in self._delivered:
-            return False
-        self._delivered[key] = None
-        if len(self._delivered) > MAX_DELIVERED:
-            self._delivered.popitem(last=False)
-        return True
-
     def deliver_inbound(self, pipe: Pipe, strategy: str | None) -> None:
         """Give a pipe that a peer brought about, or a plain connection, to the node's user."""
+        pipe.inbound = True
         if pipe.peer_id is not None:
             self.limits.befriend(pipe.peer_id)
             pipe.plugin_name = pipe.plugin_name or strategy
@@ -372,14 +323,9 @@ class TraversalManager:
         routing.af, routing.dest_buf, routing.dest_index = plugin.af, peer.raw, path.dest_index
         ttl_s = self._ttl_s.get(type(msg).WIRE_NAME, DEFAULT_TTL_S)
         meta.ttl = self.node.unix_time() + ttl_s
-        await self.node.router.send(peer, msg, ttl_s, attempt.origin)
+        heard = attempt.heard
 
+        def unheard() -> bool:
+            return not (attempt.ended or attempt.proving) and attempt.heard == heard
 
-def _allowed_key(entry: str) -> bytes:
-    try:
-        return node_id_bytes(entry)
-    except ValueError:
-        raise ConfigError(
-            f'conf["allow"] holds {entry!r}; expected node ids of 52 characters: '
-            "names need a pinned key, and this version has no names yet"
-        ) from None
+        await self.node.router.send(peer, msg, ttl_s, attempt.origin, attempt.sends, unheard)

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..net.constants import EXT_BIND, IP4, IP6, LOOPBACK_BIND, NIC_BIND
-from ..protocol.ip import is_link_local, is_loopback, is_private
-from ..protocol.peer_address import Endpoint, PeerAddress
-from .report import SkipReason
+from warpgate.net.constants import EXT_BIND, IP4, IP6, LOOPBACK_BIND, NIC_BIND
+from warpgate.protocol.ip import is_link_local, is_loopback, is_private
+from warpgate.protocol.peer_address import Endpoint, PeerAddress
+from warpgate.traversal.report import SkipReason
 
 LOOPBACK_IPS = {IP4: "127.0.0.1", IP6: "::1"}
 
@@ -22,13 +22,22 @@ class LinkFacts(Protocol):
     """What a plan must know of a local interface; ``net.nic.Interface`` has it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The system's name for it."""
+
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """The system's number for it."""
+
     @property
-    def virtual(self) -> bool: ...
-    def on_link(self, ip: str) -> bool: ...
-    def has_default(self, af: int) -> bool: ...
+    def virtual(self) -> bool:
+        """Whether it is one of a container, a virtual machine or a VPN."""
+
+    def on_link(self, ip: str) -> bool:
+        """Return whether it is directly on the address's network."""
+
+    def has_default(self, af: int) -> bool:
+        """Return whether the default route of a family leads over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +95,7 @@ def find_paths(
     Args:
         local: this node's address; its interfaces stand in the order of ``links``.
         remote: the peer's address.
-        links: facts of the local interfaces.
+        links: facts of the local interfaces; those beyond the address's are not looked at.
         afs, route_types: what to look at.
 
     """
@@ -145,8 +154,9 @@ def _routed(
         if is_loopback(ip) and not same_machine:
             yield DeadEnd(af, route_type, SkipReason.OTHER_MACHINE, ip)
             continue
-        for src_index, link in enumerate(links):
-            if local.interfaces[src_index].endpoint(af) is None:
+        # An address has room for so many interfaces; a machine may have more.
+        for src_index, (link, own_record) in enumerate(zip(links, local.interfaces, strict=False)):
+            if own_record.endpoint(af) is None:
                 continue
             tier = _tier(link, ip, af, same_machine, same_interface=link.index == record.index)
             if tier is None:
@@ -154,9 +164,7 @@ def _routed(
                 yield DeadEnd(af, route_type, reason, f"{ip} from {link.name}")
                 continue
             private = is_private(ip) or is_loopback(ip)
-            yield Path(
-                af, route_type, src_index, dest_index, ip, port, tier, private, link.virtual
-            )
+            yield Path(af, route_type, src_index, dest_index, ip, port, tier, private, link.virtual)
 
 
 def _tier(

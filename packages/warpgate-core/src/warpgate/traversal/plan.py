@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..net.constants import IP4, IP6, PHASES, ROUTE_TYPES
-from ..protocol.peer_address import PeerAddress
-from .paths import DeadEnd, LinkFacts, Path, find_paths
-from .report import Skip, SkipReason
+from warpgate.net.constants import IP4, IP6, PHASES, ROUTE_TYPES
+from warpgate.protocol.peer_address import PeerAddress
+from warpgate.traversal.paths import DeadEnd, LinkFacts, Path, find_paths
+from warpgate.traversal.report import Skip, SkipReason
 
 STAGGER_PRIVATE_S = 0.030
 STAGGER_PUBLIC_S = 0.250
@@ -76,13 +76,14 @@ class Combination:
 class Plan:
     """The combinations in order of preference, the skips, and when each group opens.
 
-    A group opens when all groups before it have ended, or ``opens_s`` seconds after the call
-    (absent: only when they have ended).
+    A group opens when all groups before it in ``order`` have ended, or ``opens_s`` seconds after the
+    call (absent: only when they have ended); where ``follows`` names a group, after that one opened.
     """
 
     combinations: tuple[Combination, ...] = ()
     skips: tuple[Skip, ...] = ()
     opens_s: dict[str, float] = field(default_factory=dict)
+    follows: dict[str, str] = field(default_factory=dict)
     order: tuple[str, ...] = GROUPS
 
 
@@ -122,8 +123,8 @@ def plan(
         skips.append(Skip("auto_connect", SkipReason.NO_STRATEGY))
     order = ("relay", *GROUPS[:-1]) if options.relay == "prefer" else GROUPS
     combinations.sort(key=lambda c: order.index(c.group))
-    opens_s = _openings(combinations, options, order)
-    return Plan(tuple(combinations), tuple(skips), opens_s, order)
+    opens_s = _openings(combinations, options)
+    return Plan(tuple(combinations), tuple(skips), opens_s, {"spray": "punch"}, order)
 
 
 def _excluded(strategy: StrategyInfo, options: PlanOptions) -> SkipReason | None:
@@ -160,22 +161,23 @@ def _combine(
             reason = SkipReason.RELAY_LIMIT if strategy.phase == "relay" else SkipReason.TOO_MANY
         else:
             seen.add(key)
-            chosen.append(
-                Combination(strategy.name, strategy.phase, strategy.group, path, delay_s)
-            )
+            chosen.append(Combination(strategy.name, strategy.phase, strategy.group, path, delay_s))
             delay_s += STAGGER_PRIVATE_S if path.private else STAGGER_PUBLIC_S
             continue
         skips.append(Skip(strategy.name, reason, path.af, path.route_type, path.ip))
     return chosen, skips
 
 
-def _openings(
-    combinations: Sequence[Combination], options: PlanOptions, order: Sequence[str]
-) -> dict[str, float]:
+def _openings(combinations: Sequence[Combination], options: PlanOptions) -> dict[str, float]:
     direct = any(c.group == "direct" and c.path.likely for c in combinations)
     punch = any(c.group == "punch" for c in combinations)
-    opens_s = {"direct": 0.0}
-    opens_s["punch"] = PUNCH_HEAD_START_S if direct else 0.0
-    opens_s["spray"] = opens_s["punch"] + (SPRAY_HEAD_START_S if punch else 0.0)
-    opens_s["relay"] = 0.0 if order[0] == "relay" else options.relay_after_s
-    return opens_s
+    # Who prefers relays does so to show the peer no address: the others wait as relays do otherwise.
+    first_s, relay_s = 0.0, options.relay_after_s
+    if options.relay == "prefer":
+        first_s, relay_s = relay_s, first_s
+    return {
+        "direct": first_s,
+        "punch": first_s + (PUNCH_HEAD_START_S if direct else 0.0),
+        "spray": SPRAY_HEAD_START_S if punch else 0.0,
+        "relay": relay_s,
+    }

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..protocol.ip import is_loopback, is_private, split_scope
-from .report import SkipReason
+from warpgate.protocol.ip import is_loopback, is_private, is_public
+from warpgate.traversal.report import SkipReason
 
 
 class Link(Protocol):
     """What must be known of a local interface."""
 
-    def on_link(self, ip: str) -> bool: ...
+    def on_link(self, ip: str) -> bool:
+        """Return whether it is directly on the address's network."""
 
 
 def refuse_dial(
@@ -31,16 +31,12 @@ def refuse_dial(
         None when it may, else the reason for the refusal.
 
     """
-    try:
-        address = ipaddress.ip_address(split_scope(ip)[0])
-    except ValueError:
-        return SkipReason.PEER_CHOSE_UNUSABLE
-    if address.is_multicast or address.is_unspecified or ip == "255.255.255.255":
-        return SkipReason.PEER_CHOSE_UNUSABLE
     if is_loopback(ip):
         return None if over_loopback else SkipReason.PEER_CHOSE_LOOPBACK
-    if not is_private(ip) or (ip in own_ips and over_loopback):
+    if is_public(ip):
         return None
-    if any(link.on_link(ip) for link in links):
+    if not is_private(ip):
+        return SkipReason.PEER_CHOSE_UNUSABLE
+    if (over_loopback and ip in own_ips) or any(link.on_link(ip) for link in links):
         return None
     return SkipReason.PEER_CHOSE_PRIVATE

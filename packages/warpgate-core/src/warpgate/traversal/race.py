@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
 from typing import TYPE_CHECKING
 
-from .attempt import CLOSE_GRACE_S, Attempt
-from .plan import Combination, Plan
-from .report import AttemptOutcome, Skip, SkipReason
+from warpgate.errors import PluginError
+from warpgate.traversal.attempt import CLOSE_GRACE_S, Attempt
+from warpgate.traversal.plan import Combination, Plan
+from warpgate.traversal.report import AttemptOutcome, Skip, SkipReason
 
 if TYPE_CHECKING:
-    from ..hello.shell import Handshake
-    from ..protocol.peer_address import PeerAddress
-    from .manager import TraversalManager
+    from warpgate.hello.shell import Handshake
+    from warpgate.protocol.peer_address import PeerAddress
+    from warpgate.traversal.manager import TraversalManager
+
+log = logging.getLogger("warpgate")
 
 PREFERENCE_S = 0.020
 """A pipe of an earlier phase that arrives within this time beats a later one's."""
+NEVER = float("inf")
 
 
 class Race:
@@ -34,6 +38,8 @@ class Race:
         self.skips: list[Skip] = list(plan.skips)
         self.loop = asyncio.get_running_loop()
         self.started = self.loop.time()
+        self._waiting = list(plan.combinations)
+        self._opened: dict[str, float] = {}
         self._attempts: dict[Attempt, Combination] = {}
         self._running: set[Attempt] = set()
         self._candidates: list[tuple[Attempt, Handshake]] = []
@@ -44,63 +50,70 @@ class Race:
         """Race until a pipe has won, nothing is left to try, or the time is up.
 
         When this returns or raises, every loser's tasks have ended and its sockets are closed,
-        except for a ``close()`` that takes long: the node's reaper has that.
+        except for a ``close()`` that takes long: the node's reaper has that. When it raises, the
+        winner's pipe is closed too.
         """
-        deadline = self.started + timeout_s
-        waiting = list(self.plan.combinations)
-        opened: dict[str, float] = {}
         try:
-            while self.winner is None:
-                self._changed.clear()
-                due = self._start_due(waiting, opened)
-                if not waiting and not self._running:
-                    break
-                now = self.loop.time()
-                if now >= deadline:
-                    break
-                wake = min(deadline, due) - now
-                try:
-                    async with asyncio.timeout(max(wake, 0)):
-                        await self._changed.wait()
-                except TimeoutError:
-                    pass
-        finally:
-            timed_out = self.winner is None and bool(waiting or self._running)
-            await self._tear_down(waiting, timed_out, timeout_s)
+            await self._decide(self.started + timeout_s)
+            over = "another attempt won" if self.winner else f"the call's {timeout_s:g} s were up"
+            await self._tear_down(over)
+        except BaseException:
+            if self.winner is not None and self.winner.winner is not None:
+                self.winner.winner.abort()
+            await self._tear_down("the call was cancelled")
+            raise
         return self.winner
 
-    def _start_due(self, waiting: list[Combination], opened: dict[str, float]) -> float:
+    async def _decide(self, deadline: float) -> None:
+        while self.winner is None:
+            self._changed.clear()
+            due = self._start_due()
+            now = self.loop.time()
+            if now >= deadline or not (self._waiting or self._running):
+                break
+            try:
+                async with asyncio.timeout_at(min(deadline, max(due, now))):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    def _start_due(self) -> float:
         """Start what is due; return when the next one is."""
         now = self.loop.time()
-        next_due = float("inf")
+        next_due = NEVER
         for group in self.plan.order:
-            if group not in opened:
-                opens_at = self.started + self.plan.opens_s.get(group, float("inf"))
-                if self._earlier_ended(group, waiting):
-                    opens_at = now
+            if group not in self._opened:
+                opens_at = self._opens_at(group, now)
                 if opens_at > now:
                     next_due = min(next_due, opens_at)
                     continue
-                opened[group] = now
-            for combination in [c for c in waiting if c.group == group]:
-                due = opened[group] + combination.delay_s
-                if due > now and not self._predecessors_ended(combination, waiting):
+                self._opened[group] = now
+            for combination in [c for c in self._waiting if c.group == group]:
+                due = self._opened[group] + combination.delay_s
+                if due > now and not self._predecessors_ended(combination):
                     next_due = min(next_due, due)
                     continue
-                waiting.remove(combination)
+                self._waiting.remove(combination)
                 self._start(combination)
                 now = self.loop.time()
         return next_due
 
-    def _earlier_ended(self, group: str, waiting: Sequence[Combination]) -> bool:
+    def _opens_at(self, group: str, now: float) -> float:
+        if self._earlier_ended(group):
+            return now
+        followed = self.plan.follows.get(group)
+        since = self.started if followed is None else self._opened.get(followed, NEVER)
+        return since + self.plan.opens_s.get(group, NEVER)
+
+    def _earlier_ended(self, group: str) -> bool:
         earlier = self.plan.order[: self.plan.order.index(group)]
-        return not any(c.group in earlier for c in waiting) and not any(
+        return not any(c.group in earlier for c in self._waiting) and not any(
             self._attempts[attempt].group in earlier for attempt in self._running
         )
 
-    def _predecessors_ended(self, combination: Combination, waiting: Sequence[Combination]) -> bool:
+    def _predecessors_ended(self, combination: Combination) -> bool:
         """Whether every better candidate of the same strategy has ended (RFC 8305, section 5)."""
-        for other in waiting:
+        for other in self._waiting:
             if other is combination:
                 break
             if other.strategy == combination.strategy:
@@ -110,11 +123,14 @@ class Race:
         )
 
     def _start(self, combination: Combination) -> None:
-        attempt = self.manager.create_attempt(combination, self.peer)
+        try:
+            attempt = self.manager.create_attempt(combination, self.peer)
+        except PluginError as error:
+            log.exception("%s can't be built", combination.strategy)
+            self.outcomes.append(self._unbuilt(combination, error))
+            return
         if attempt is None:
-            self.skips.append(
-                Skip(combination.strategy, SkipReason.NO_STRATEGY, detail="removed meanwhile")
-            )
+            self.skips.append(_skip(combination, SkipReason.REMOVED))
             return
         attempt.outcome.started_s = self.loop.time() - self.started
         attempt.on_candidate = self._candidate
@@ -124,12 +140,21 @@ class Race:
         self._running.add(attempt)
         attempt.start()
 
+    def _unbuilt(self, combination: Combination, error: PluginError) -> AttemptOutcome:
+        path = combination.path
+        remote = f"{path.ip} port {path.port}"
+        outcome = AttemptOutcome(
+            combination.strategy, combination.phase, path.af, path.route_type, "", remote, ""
+        )
+        outcome.started_s = self.loop.time() - self.started
+        outcome.status, outcome.cause = "failed", str(error)
+        return outcome
+
     def _ended(self, attempt: Attempt) -> None:
         self._running.discard(attempt)
-        self._candidates = [c for c in self._candidates if c[0] is not attempt]
         if attempt.outcome.status == "won" and self.winner is None:
             self.winner = attempt
-        elif self._candidates and not self._better_running():
+        elif self._proven() and not self._better_running():
             self._nominate_best()
         self._changed.set()
 
@@ -145,40 +170,40 @@ class Race:
         elif self._hold is None:
             self._hold = self.loop.call_later(PREFERENCE_S, self._nominate_best)
 
+    def _proven(self) -> list[tuple[Attempt, Handshake]]:
+        """Return the pipes that can be nominated, best first."""
+        candidates = [c for c in self._candidates if c[1].state == "proven"]
+        return sorted(candidates, key=lambda c: self._rank(c[0]))
+
     def _rank(self, attempt: Attempt) -> int:
         return self.plan.order.index(self._attempts[attempt].group)
 
     def _better_running(self) -> bool:
-        best = min(self._rank(attempt) for attempt, _ in self._candidates)
+        best = self._rank(self._proven()[0][0])
         return any(self._rank(attempt) < best for attempt in self._running)
 
     def _nominate_best(self) -> None:
         if self._hold is not None:
             self._hold.cancel()
             self._hold = None
-        for _, handshake in sorted(self._candidates, key=lambda c: self._rank(c[0])):
-            if handshake.state == "proven" and self.winner is None:
+        for _, handshake in self._proven():
+            if self.winner is None:
                 handshake.nominate()
 
     # The end.
 
-    async def _tear_down(
-        self, waiting: Sequence[Combination], timed_out: bool, timeout_s: float
-    ) -> None:
+    async def _tear_down(self, cause: str) -> None:
         if self._hold is not None:
             self._hold.cancel()
-        cause = f"the call's {timeout_s:g} s were up" if timed_out else "another attempt won"
         for attempt in list(self._running):
             attempt.lose(cause)
-        for combination in waiting:
-            path = combination.path
-            self.skips.append(
-                Skip(
-                    combination.strategy,
-                    SkipReason.NOT_NEEDED,
-                    path.af,
-                    path.route_type,
-                    cause if timed_out else path.ip,
-                )
-            )
-        await self.manager.settle(self._attempts, CLOSE_GRACE_S)
+        reason = SkipReason.NOT_NEEDED if self.winner is not None else SkipReason.NO_TIME
+        self.skips += [_skip(combination, reason) for combination in self._waiting]
+        self._waiting.clear()
+        losers = [attempt for attempt in self._attempts if attempt is not self.winner]
+        await self.manager.settle(losers, CLOSE_GRACE_S)
+
+
+def _skip(combination: Combination, reason: SkipReason) -> Skip:
+    path = combination.path
+    return Skip(combination.strategy, reason, path.af, path.route_type, path.ip)

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from ..net.constants import af_name, route_type_name
+from warpgate.net.constants import af_name, route_type_name
 
 
 class SkipReason(Enum):
     """Why a combination was not tried; the value is the text a user reads."""
 
     NO_STRATEGY = "no strategy is installed"
+    REMOVED = "it was removed, or the node closed, before its turn"
     AUXILIARY = "it is an auxiliary, which auto_connect never dispatches"
     FILTERED = "excluded by an argument of this call"
     FAMILY_NOT_SHARED = "the peers have no address of this family in common"
@@ -27,9 +28,12 @@ class SkipReason(Enum):
     RELAY_NEVER = 'relays are switched off (conf["relay"] = "never")'
     RELAY_LIMIT = "turn_limit relay attempts were made already"
     TOO_MANY = "more candidates than one strategy may try"
+    NO_TIME = "the call was over before its turn"
     NOT_NEEDED = "another attempt had won before this one's turn"
     PEER_CHOSE_LOOPBACK = "a peer may name a loopback address only over loopback"
-    PEER_CHOSE_PRIVATE = "a peer may name a private address only on a network this machine is part of"
+    PEER_CHOSE_PRIVATE = (
+        "a peer may name a private address only on a network this machine is part of"
+    )
     PEER_CHOSE_UNUSABLE = "the peer named an address that can't be dialled"
 
 

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from ..errors import PluginError
-from ..events import Dropped
-from ..protocol.con_id import valid_plugin_id
-from .combine import responder_path
-from .plan import Combination
-from .policy import refuse_dial
-from .report import SkipReason
+from warpgate.errors import PluginError
+from warpgate.events import Dropped
+from warpgate.protocol.con_id import valid_plugin_id
+from warpgate.traversal.auxiliary import is_core_auxiliary
+from warpgate.traversal.combine import responder_path
+from warpgate.traversal.plan import Combination
+from warpgate.traversal.policy import refuse_dial
+from warpgate.traversal.report import SkipReason
 
 if TYPE_CHECKING:
-    from ..protocol.peer_address import PeerAddress
-    from ..protocol.proto_msg import ConMsg
-    from ..signalling.transport import SignalOrigin
-    from .manager import TraversalManager
+    from warpgate.protocol.peer_address import PeerAddress
+    from warpgate.protocol.proto_msg import ConMsg
+    from warpgate.signalling.transport import SignalOrigin
+    from warpgate.traversal.attempt import Attempt
+    from warpgate.traversal.manager import TraversalManager
 
 log = logging.getLogger("warpgate")
 
 MAX_RESPONDER_ATTEMPTS = 256
-"""Attempts of peers alive here at once; idle ones of the peer that asks make room first."""
+"""Attempts of peers alive here at once; who has the most of them makes room."""
 
 
 class SignalDoor:
@@ -34,54 +37,50 @@ class SignalDoor:
 
     def on_signal(self, peer: PeerAddress, msg: ConMsg, origin: SignalOrigin) -> None:
         """Take a verified signal: re-enter its attempt, or answer a new one."""
-        plugin_id = msg.meta.pipe_id
+        manager, plugin_id = self._manager, msg.meta.pipe_id
+        if manager.closed or not manager.node.running:
+            manager.stats.count("signals_not_running")
+            return
         if not valid_plugin_id(plugin_id):
-            self._manager.stats.count("signals_bad_id")
+            manager.stats.count("signals_bad_id")
             return
-        if peer.key == self._manager.node.identity.public_key or not self._manager.allowed(peer.key, plugin_id):
-            self._manager.stats.count("signals_refused")
-            return
-        attempt = self._manager.find(peer.node_id, plugin_id)
-        if attempt is not None:
+        own = peer.key == manager.node.identity.public_key
+        attempt = manager.find(peer.node_id, plugin_id)
+        # Whom this node itself asked may answer; conf["allow"] is for those who ask.
+        answer = attempt is not None and attempt.plugin.initiator
+        if own or not (answer or manager.proofs.allowed(peer.key, plugin_id)):
+            manager.stats.count("signals_refused")
+        elif attempt is not None:
             if peer.sequence >= attempt.peer.sequence:
                 attempt.peer = peer
             attempt.origin = origin
+            attempt.heard += 1
             if not attempt.reenter(msg):
-                self._manager.stats.count("signals_too_many_pending")
-        elif self._manager.is_buried(peer.node_id, plugin_id):
-            self._manager.stats.count("signals_late")
+                manager.stats.count("signals_too_many_pending")
+        elif manager.history.is_buried((peer.node_id, plugin_id), _now()):
+            manager.stats.count("signals_late")
         else:
             self._respond(peer, msg, origin)
 
     def _respond(self, peer: PeerAddress, msg: ConMsg, origin: SignalOrigin) -> None:
+        node = self._manager.node
         loader = self._manager.plugin_loaders.get(msg.meta.plugin_name)
         if loader is None:
-            self._manager.stats.count("signals_unknown_strategy")
-            self._manager.node.notify(Dropped("signals_unknown_strategy", msg.meta.plugin_name))
+            self._drop("signals_unknown_strategy", msg.meta.plugin_name)
             return
-        try:
-            strategy = loader.info()
-        except PluginError:
-            log.exception("%s can't be built", loader.name)
-            self._manager.stats.count("build_errors")
-            return
-        local, nics = self._manager.node.peer_address, self._manager.node.ifs
-        path = responder_path(local, peer, nics, msg, strategy.route_types)
-        if not isinstance(path, SkipReason):
-            refusal = refuse_dial(path.ip, nics, self._manager.node.own_ips(), origin.loopback)
+        strategy = loader.info()
+        path = responder_path(node.peer_address, peer, node.ifs, msg, strategy.route_types)
+        if not isinstance(path, SkipReason) and not is_core_auxiliary(loader.cls):
+            refusal = refuse_dial(path.ip, node.ifs, node.own_ips(), origin.loopback)
             path = refusal or path
         if isinstance(path, SkipReason):
-            self._manager.stats.count("dials_refused")
-            self._manager.node.notify(Dropped("dials_refused", f"{loader.name} for {peer.node_id}: {path.value}"))
+            self._drop("dials_refused", f"{loader.name} for {peer.node_id}: {path.value}")
             return
-        if not self._admit(peer.node_id):
+        counter = self._limit(peer.node_id) or self._make_room(peer.node_id)
+        if counter is not None:
+            self._drop(counter, peer.node_id)
             return
         combination = Combination(loader.name, strategy.phase, strategy.group, path)
-        self._start_responder(combination, peer, msg, origin)
-
-    def _start_responder(
-        self, combination: Combination, peer: PeerAddress, msg: ConMsg, origin: SignalOrigin
-    ) -> None:
         try:
             attempt = self._manager.create_attempt(combination, peer, msg.meta.pipe_id)
         except PluginError:
@@ -92,20 +91,50 @@ class SignalDoor:
             attempt.origin = origin
             attempt.start(msg)
 
-    def _admit(self, peer_id: str) -> bool:
-        """Apply the limits on what peers can start here; their idle attempts make room."""
-        live = self._manager.responders()
+    def _limit(self, peer_id: str) -> str | None:
+        """Return the counter of the limit for strangers that one more attempt would hit, or None.
+
+        Attempts whose ``run`` has returned without a result count too, but make room when asked.
+        """
+        manager = self._manager
+        live = [a for a in manager.responders() if manager.limits.is_stranger(a.peer.node_id)]
         own = [a for a in live if a.peer.node_id == peer_id]
-        strangers = [a for a in live if a.busy and self._manager.limits.is_stranger(a.peer.node_id)]
-        now = asyncio.get_running_loop().time()
-        counter = self._manager.limits.admit(peer_id, now, sum(a.busy for a in own), len(strangers))
-        if counter is None and len(live) >= MAX_RESPONDER_ATTEMPTS:
-            idle = next((a for a in own if not a.busy), None)
-            if idle is None:
-                counter = "responder_attempts_limit"
-            else:
-                idle.lose("it made room for a newer attempt")
-        if counter is not None:
-            self._manager.stats.count(counter)
-            self._manager.node.notify(Dropped(counter, peer_id))
-        return counter is None
+        if manager.limits.crowded(len(own), len(live)):
+            idle = _oldest_idle(own)
+            if idle is not None:
+                _give_way(idle)
+                own.remove(idle)
+                live.remove(idle)
+        return manager.limits.admit(peer_id, _now(), len(own), len(live))
+
+    def _make_room(self, peer_id: str) -> str | None:
+        """Let the peer that has the most attempts end one when there are too many in all."""
+        live = self._manager.responders()
+        if len(live) < MAX_RESPONDER_ATTEMPTS:
+            return None
+        held = Counter(a.peer.node_id for a in live)
+        greediest, most = held.most_common(1)[0]
+        theirs = [a for a in live if a.peer.node_id == greediest]
+        victim = _oldest_idle(theirs)
+        if victim is None and most > held[peer_id] + 1:
+            victim = theirs[0]
+        if victim is None:
+            return "responder_attempts_limit"
+        _give_way(victim)
+        return None
+
+    def _drop(self, counter: str, detail: str) -> None:
+        self._manager.stats.count(counter)
+        self._manager.node.notify(Dropped(counter, detail))
+
+
+def _oldest_idle(attempts: list[Attempt]) -> Attempt | None:
+    return next((attempt for attempt in attempts if not attempt.busy), None)
+
+
+def _give_way(attempt: Attempt) -> None:
+    attempt.lose("it made room for a newer attempt")
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

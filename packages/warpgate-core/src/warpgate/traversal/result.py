@@ -9,9 +9,14 @@ from typing import Any, Protocol
 class ResultOwner(Protocol):
     """Who is told what a strategy does with its future."""
 
-    def offered(self, value: Any) -> None: ...
-    def failed(self, cause: BaseException) -> None: ...
-    def cancelled(self) -> None: ...
+    def offered(self, value: Any) -> None:
+        """Take what ``set_result`` was called with."""
+
+    def failed(self, cause: BaseException) -> None:
+        """Take what ``set_exception`` was called with."""
+
+    def cancelled(self) -> None:
+        """Take note that somebody cancelled the future."""
 
 
 class ResultFuture(asyncio.Future[Any]):
@@ -33,6 +38,7 @@ class ResultFuture(asyncio.Future[Any]):
         """Fail with a cause, which the attempt's outcome will show."""
         if isinstance(exception, type):
             exception = exception()
+        assert isinstance(exception, BaseException)
         self._owner.failed(exception)
 
     def cancel(self, msg: Any | None = None) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ...plugin import Plugin
-from ...protocol.proto_msg import ConMsg
-from ..plan import PlanOptions
-from ..race import Race
+from warpgate.errors import NoPathError
+from warpgate.plugin import Plugin
+from warpgate.protocol.proto_msg import ConMsg
+from warpgate.traversal.plan import PlanOptions
+from warpgate.traversal.race import Race
+from warpgate.traversal.report import Report
 
 
 class FanOut(Plugin):
@@ -24,6 +26,7 @@ class FanOut(Plugin):
         """Race; a peer can't start one here."""
         if not self.initiator:
             self.result.set_result(None)
+        if reply is not None or not self.initiator:
             return
         peer = self.manager.attempt_of(self).peer
         options = PlanOptions(
@@ -34,4 +37,8 @@ class FanOut(Plugin):
         )
         race = Race(self.manager, peer, self.manager.plan_for(peer, options))
         winner = await race.run(self.timeout)
-        self.result.set_result(winner.winner if winner is not None else None)
+        if winner is not None:
+            self.result.set_result(winner.winner)
+        else:
+            lines = Report(outcomes=race.outcomes, skips=race.skips).lines()
+            self.result.set_exception(NoPathError("; ".join(lines) or "nothing could be tried"))

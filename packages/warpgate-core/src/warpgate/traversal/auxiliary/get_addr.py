@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ...errors import InvalidAddressError
-from ...plugin import Plugin
-from ...protocol.peer_address import unpack_address
-from ...protocol.proto_msg import ConMsg
+from warpgate.errors import InvalidAddressError
+from warpgate.plugin import Plugin
+from warpgate.protocol.peer_address import unpack_address
+from warpgate.protocol.proto_msg import ConMsg
 
 
 class GetAddr(Plugin):

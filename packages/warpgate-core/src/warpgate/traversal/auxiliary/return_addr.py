@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ...plugin import Plugin
-from ...protocol.proto_msg import ConMsg
+from warpgate.plugin import Plugin
+from warpgate.protocol.proto_msg import ConMsg
 
 
 class ReturnAddr(Plugin):

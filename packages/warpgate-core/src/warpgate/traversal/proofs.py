@@ -1,0 +1,102 @@
+"""Starts the hellos of a node's attempts, and says who may connect."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from warpgate.errors import ConfigError
+from warpgate.events import Dropped
+from warpgate.hello.machine import Initiator, NonceCache, Responder
+from warpgate.hello.shell import Handshake, HandshakeOwner
+from warpgate.identity import node_id_bytes, node_id_text
+
+if TYPE_CHECKING:
+    from warpgate.net.pipe import Pipe
+    from warpgate.traversal.attempt import Attempt
+    from warpgate.traversal.manager import TraversalManager
+
+
+class Proofs:
+    """One node's hellos.
+
+    Args:
+        manager: the traversal manager.
+        allow: node ids of those who may connect; None for anyone.
+
+    Raises:
+        ConfigError: ``allow`` holds something else.
+
+    """
+
+    def __init__(self, manager: TraversalManager, allow: Iterable[str] | None) -> None:
+        self._manager = manager
+        self._nonces = NonceCache()
+        self._allow = None if allow is None else {_allowed_key(entry) for entry in allow}
+
+    def prove(self, attempt: Attempt, pipe: Pipe) -> None:
+        """Start the hello on a pipe that a strategy has handed over."""
+        if attempt.plugin.initiator:
+            handshake = self.make_initiator(attempt, pipe, attempt)
+        else:
+            handshake = self.make_responder(attempt, pipe, attempt)
+        attempt.watch(handshake)
+        handshake.start()
+
+    def make_initiator(self, attempt: Attempt, pipe: Pipe, owner: HandshakeOwner) -> Handshake:
+        """Return the initiator's side of a hello for an attempt of ours."""
+        machine = Initiator(
+            identity=self._manager.node.identity,
+            peer=attempt.peer.key,
+            plugin_id=attempt.plugin.plugin_id,
+            datagram=pipe.transport == "udp",
+            entropy=os.urandom,
+            nonces=self._nonces,
+            allow=self.allowed,
+        )
+        return Handshake(pipe, machine, owner)
+
+    def make_responder(
+        self, attempt: Attempt | None, pipe: Pipe, owner: HandshakeOwner
+    ) -> Handshake:
+        """Return the responder's side of a hello, for an attempt or for whoever has connected."""
+        # M0 tells a listening socket of the initiator for which of its waiters we come.
+        announce = attempt is not None and pipe.remote[1] in attempt.peer.ports()
+        machine = Responder(
+            identity=self._manager.node.identity,
+            peer=attempt.peer.key if attempt is not None else None,
+            plugin_id=attempt.plugin.plugin_id if attempt is not None else None,
+            datagram=pipe.transport == "udp",
+            entropy=os.urandom,
+            nonces=self._nonces,
+            announce=announce,
+            allow=self._may_initiate,
+        )
+        return Handshake(pipe, machine, owner)
+
+    def _may_initiate(self, peer: bytes, plugin_id: str) -> bool:
+        """Whether a peer may be the initiator of an attempt: of none of ours, in any case."""
+        attempt = self._manager.find(node_id_text(peer), plugin_id)
+        if attempt is not None and attempt.plugin.initiator:
+            self._manager.stats.count("hello_wrong_role")
+            return False
+        return self.allowed(peer, plugin_id)
+
+    def allowed(self, peer: bytes, _plugin_id: str) -> bool:
+        """Whether ``conf["allow"]`` lets a peer connect; a refusal is counted and told."""
+        if self._allow is None or peer in self._allow:
+            return True
+        self._manager.stats.count("peers_refused")
+        self._manager.node.notify(Dropped("peers_refused", node_id_text(peer)))
+        return False
+
+
+def _allowed_key(entry: str) -> bytes:
+    try:
+        return node_id_bytes(entry)
+    except ValueError:
+        raise ConfigError(
+            f'conf["allow"] holds {entry!r}; expected node ids of 52 characters: '
+            "names need a pinned key, and this version has no names yet"
+        ) from None

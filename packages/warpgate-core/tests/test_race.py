@@ -1,0 +1,345 @@
+"""Running a plan: when each combination starts, which pipe wins, what happens to the losers.
+
+Time is virtual here (see conftest).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from warpgate.errors import PluginDefinitionError
+from warpgate.net.constants import IP4, NIC_BIND
+from warpgate.traversal.paths import Path
+from warpgate.traversal.plan import GROUPS, Combination, Plan
+from warpgate.traversal.race import PREFERENCE_S, Race
+from warpgate.traversal.report import AttemptOutcome, SkipReason
+
+OPENS_S = {"direct": 0.0, "punch": 0.05, "spray": 0.3, "relay": 3.0}
+FOLLOWS = {"spray": "punch"}
+
+
+class FakeHandshake:
+    def __init__(self, attempt):
+        self.attempt, self.state = attempt, "proven"
+
+    def nominate(self):
+        if self.state == "proven":
+            self.state = "nominated"
+            self.attempt.end("won")
+
+    def cancel(self):
+        self.state = "failed"
+
+
+class FakeAttempt:
+    """Plays what its strategy's script says."""
+
+    def __init__(self, manager, combination):
+        self.manager, self.combination = manager, combination
+        self.outcome = AttemptOutcome(
+            combination.strategy, combination.phase, IP4, NIC_BIND, "", "", ""
+        )
+        self.winner = None
+        self.handshakes = []
+        self.cleanup = None
+        self.on_candidate = self.on_end = None
+
+    def start(self):
+        loop = asyncio.get_running_loop()
+        self.manager.started.append((self.combination.strategy, round(loop.time(), 6)))
+        for after_s, what in self.manager.script.get(self.combination.strategy, ()):
+            loop.call_later(after_s, getattr(self, what))
+
+    def prove(self):
+        if self.outcome.status == "running":
+            self.handshakes.append(FakeHandshake(self))
+            self.on_candidate(self, self.handshakes[-1])
+
+    def break_pipe(self):
+        self.handshakes[-1].state = "failed"
+
+    def fail(self):
+        self.end("failed")
+
+    def lose(self, cause):
+        self.outcome.cause = cause
+        self.end("lost")
+
+    def end(self, status):
+        if self.outcome.status != "running":
+            return
+        self.outcome.status = status
+        if status == "won":
+            self.winner = FakePipe()
+        self.on_end(self)
+
+
+class FakePipe:
+    aborted = False
+
+    def abort(self):
+        self.aborted = True
+
+
+class FakeManager:
+    def __init__(self, script):
+        self.script = script
+        self.started = []
+        self.settled = []
+        self.attempts = []
+
+    def create_attempt(self, combination, peer):
+        if self.script.get(combination.strategy) == "removed":
+            return None
+        if self.script.get(combination.strategy) == "broken":
+            raise PluginDefinitionError("no instance")
+        self.attempts.append(FakeAttempt(self, combination))
+        return self.attempts[-1]
+
+    async def settle(self, attempts, grace_s):
+        self.settled.append([attempt.combination.strategy for attempt in attempts])
+        await asyncio.sleep(0)
+
+
+def combination(strategy, group="direct", delay_s=0.0):
+    path = Path(IP4, NIC_BIND, 0, 0, "192.0.2.1", 4000, 1, True, False)
+    return Combination(strategy, group, group, path, delay_s)
+
+
+def a_race(script, *combinations, order=GROUPS, opens_s=OPENS_S):
+    manager = FakeManager(script)
+    ranked = sorted(combinations, key=lambda c: order.index(c.group))
+    return Race(manager, None, Plan(tuple(ranked), (), opens_s, FOLLOWS, order)), manager
+
+
+CASCADE = (
+    combination("d"),
+    combination("p", "punch"),
+    combination("s", "spray"),
+    combination("late", "late"),
+    combination("r", "relay"),
+)
+
+
+def test_groups_open_after_their_head_starts_when_nothing_ends(virtual):
+    async def main():
+        race, manager = a_race({}, *CASCADE)
+        assert await race.run(10) is None
+        return manager.started
+
+    assert virtual(main()) == [("d", 0), ("p", 0.05), ("s", 0.35), ("r", 3.0)]
+
+
+def test_a_group_opens_at_once_when_those_before_it_have_ended(virtual):
+    async def main():
+        script = {"d": [(0.01, "fail")], "p": [(0.1, "fail")], "s": [(0.2, "fail")]}
+        race, manager = a_race(script, *CASCADE)
+        await race.run(10)
+        return manager.started
+
+    # The spray's 300 ms count from when punching began; random_probe waits for all punching.
+    assert virtual(main()) == [("d", 0), ("p", 0.01), ("s", 0.11), ("late", 0.31), ("r", 3.0)]
+
+
+def test_the_relay_starts_at_once_when_nothing_cheaper_is_left(virtual):
+    async def main():
+        race, manager = a_race({"d": [(0.2, "fail")]}, combination("d"), combination("r", "relay"))
+        await race.run(10)
+        return manager.started
+
+    assert virtual(main()) == [("d", 0), ("r", 0.2)]
+
+
+def test_candidates_of_one_strategy_are_staggered_each_strategy_by_itself(virtual):
+    async def main():
+        race, manager = a_race(
+            {},
+            *(combination("d", delay_s=delay) for delay in (0, 0.03, 0.28)),
+            *(combination("e", delay_s=delay) for delay in (0, 0.03)),
+        )
+        await race.run(1)
+        return manager.started
+
+    assert virtual(main()) == [("d", 0), ("e", 0), ("d", 0.03), ("e", 0.03), ("d", 0.28)]
+
+
+def test_the_next_candidate_starts_when_those_before_it_have_ended(virtual):
+    async def main():
+        race, manager = a_race(
+            {"d": [(0.01, "fail")]}, *(combination("d", delay_s=d) for d in (0, 0.25, 0.5))
+        )
+        await race.run(1)
+        return manager.started
+
+    assert virtual(main()) == [("d", 0), ("d", 0.01), ("d", 0.02)]
+
+
+def test_it_ends_when_nothing_is_left_to_try(virtual):
+    async def main():
+        race, _ = a_race({"d": [(0.1, "fail")]}, combination("d"))
+        assert await race.run(10) is None
+        return asyncio.get_running_loop().time(), race.skips
+
+    now, skips = virtual(main())
+    assert now == pytest.approx(0.1)
+    assert skips == []
+
+
+def test_it_ends_at_its_time_out_and_says_so(virtual):
+    async def main():
+        race, manager = a_race({}, *CASCADE)
+        assert await race.run(0.2) is None
+        causes = {attempt.outcome.cause for attempt in manager.attempts}
+        return asyncio.get_running_loop().time(), causes, [s.reason for s in race.skips]
+
+    now, causes, reasons = virtual(main())
+    assert now == pytest.approx(0.2)
+    assert causes == {"the call's 0.2 s were up"}
+    assert reasons == [SkipReason.NO_TIME] * 3
+
+
+def test_without_combinations_it_ends_at_once(virtual):
+    async def main():
+        race, _ = a_race({})
+        assert await race.run(10) is None
+        return asyncio.get_running_loop().time()
+
+    assert virtual(main()) == 0
+
+
+def test_the_first_proven_pipe_wins_and_the_losers_are_settled(virtual):
+    async def main():
+        script = {"d": [(0.5, "prove")], "e": [(0.1, "prove")]}
+        race, manager = a_race(
+            script, combination("d"), combination("e"), combination("r", "relay")
+        )
+        winner = await race.run(10)
+        return winner, manager, [s.reason for s in race.skips], race.outcomes
+
+    winner, manager, reasons, outcomes = virtual(main())
+    assert winner.combination.strategy == "e"
+    assert [o.status for o in outcomes] == ["lost", "won"]
+    assert outcomes[0].cause == "another attempt won"
+    assert manager.settled == [["d"]]
+    assert reasons == [SkipReason.NOT_NEEDED]
+
+
+@pytest.mark.parametrize(
+    ("direct_at", "winner"),
+    [(0.1 + PREFERENCE_S - 0.001, "d"), (0.1 + PREFERENCE_S + 0.001, "p")],
+)
+def test_an_earlier_phase_beats_a_later_one_within_20_ms(virtual, direct_at, winner):
+    async def main():
+        script = {"d": [(direct_at, "prove")], "p": [(0.05, "prove")]}
+        race, _ = a_race(script, combination("d"), combination("p", "punch"))
+        return (await race.run(10)).combination.strategy
+
+    assert virtual(main()) == winner
+
+
+def test_nobody_waits_for_an_earlier_phase_that_has_ended(virtual):
+    async def main():
+        script = {"d": [(0.105, "fail")], "p": [(0.05, "prove")]}
+        race, _ = a_race(script, combination("d"), combination("p", "punch"))
+        await race.run(10)
+        return asyncio.get_running_loop().time()
+
+    assert virtual(main()) == pytest.approx(0.105)
+
+
+def test_a_better_pipe_that_breaks_while_held_gives_way(virtual):
+    async def main():
+        script = {
+            "d": [(0.4, "prove"), (0.405, "break_pipe")],
+            "p": [(0.36, "prove")],
+            "s": [(0.04, "prove")],
+        }
+        combinations = (combination("d"), combination("p", "punch"), combination("s", "spray"))
+        race, _ = a_race(script, *combinations, opens_s={**OPENS_S, "punch": 0.0})
+        return (await race.run(10)).combination.strategy
+
+    assert virtual(main()) == "p"
+
+
+def test_pipes_that_broke_do_not_count_as_proven(virtual):
+    async def main():
+        # p's first pipe is held for d and breaks; s's pipe must still be held for p's second one.
+        script = {
+            "d": [(0.02, "fail")],
+            "p": [(0.01, "prove"), (0.015, "break_pipe"), (0.062, "prove")],
+            "s": [(0.05, "prove")],
+        }
+        opens_s = {"direct": 0.0, "punch": 0.0, "spray": 0.0}
+        combinations = (combination("d"), combination("p", "punch"), combination("s", "spray"))
+        race, _ = a_race(script, *combinations, opens_s=opens_s)
+        return (await race.run(10)).combination.strategy
+
+    assert virtual(main()) == "p"
+
+
+def test_preferring_relays_turns_the_order_round(virtual):
+    async def main():
+        order = ("relay", *GROUPS[:-1])
+        opens_s = {"relay": 0.0, "direct": 3.0, "punch": 3.05, "spray": 0.3}
+        script = {"r": [(3.11, "prove")], "d": [(0.1, "prove")]}
+        combinations = (combination("d"), combination("r", "relay"))
+        race, manager = a_race(script, *combinations, order=order, opens_s=opens_s)
+        return (await race.run(10)).combination.strategy, manager.started
+
+    assert virtual(main()) == ("r", [("r", 0), ("d", 3.0)])
+
+
+def test_a_strategy_that_was_removed_meanwhile_is_a_skip(virtual):
+    async def main():
+        race, _ = a_race({"d": "removed"}, combination("d"))
+        assert await race.run(10) is None
+        return [s.reason for s in race.skips]
+
+    assert virtual(main()) == [SkipReason.REMOVED]
+
+
+def test_a_strategy_that_cannot_be_built_is_a_failed_attempt(virtual, caplog):
+    async def main():
+        race, _ = a_race({"d": "broken", "e": [(0.1, "prove")]}, combination("d"), combination("e"))
+        assert (await race.run(10)).combination.strategy == "e"
+        return race.outcomes[0]
+
+    outcome = virtual(main())
+    assert (outcome.strategy, outcome.status, outcome.cause) == ("d", "failed", "no instance")
+
+
+def test_a_cancelled_race_loses_its_attempts_and_closes_the_winners_pipe(virtual):
+    async def main():
+        race, manager = a_race({"d": [(0.1, "prove")]}, combination("d"), combination("e"))
+        holding = asyncio.Event()
+
+        async def settle(attempts, grace_s):
+            holding.set()
+            await asyncio.sleep(0.01)
+
+        manager.settle = settle
+        task = asyncio.create_task(race.run(10))
+        await holding.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return manager.attempts
+
+    winner, loser = virtual(main())
+    assert winner.winner.aborted
+    assert loser.outcome.status == "lost"
+
+
+def test_a_race_cancelled_before_anything_is_proven_says_so(virtual):
+    async def main():
+        race, manager = a_race({}, combination("d"))
+        task = asyncio.create_task(race.run(10))
+        await asyncio.sleep(0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return manager.attempts[0].outcome.cause
+
+    assert virtual(main()) == "the call was cancelled"
