@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from support import connect, joined, listening, namespaces, why_no_namespaces
 
@@ -29,6 +31,19 @@ def test_one_lan() -> None:
                 assert facts["echoed"]
                 skipped = {skip["text"] for skip in facts["report"]["skips"]}
                 assert "loopback reaches only peers on this machine" in skipped
+
+
+def test_one_lan_without_any_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Brokers are configured, as by default, and nothing of the internet can be reached.
+    brokers = ["mqtt://198.51.100.7", "mqtts://broker.invalid"]
+    conf = {"brokers": brokers, "sig_pipe_no": 2, "enable_nickname": True}
+    monkeypatch.setenv("PEER_CONF", json.dumps({**conf, "stun_servers": ["198.51.100.8:3478"]}))
+    with joined() as (left, right), listening(prefix=right.prefix) as peer:
+        for name in ("reverse_connect", "direct_connect"):
+            facts = connect(peer["address"], prefix=left.prefix, plugins=[name])
+            assert facts["connected"], facts["text"]
+            assert (facts["plugin"], facts["peer"]) == (name, peer["node_id"])
+            assert facts["echoed"]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

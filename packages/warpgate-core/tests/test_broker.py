@@ -145,7 +145,11 @@ class TestEmbedded:
     async def test_the_command(self):
         command = [sys.executable, "-m", "warpgate", "broker", "--host", "127.0.0.1", "--port", "0"]
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            *command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # Whoever runs the tests in the background of a shell has SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             async with asyncio.timeout(20):

@@ -11,6 +11,7 @@ import pytest
 
 from warpgate.events import Counters
 from warpgate.protocol.envelope import MAX_SIGNAL_BYTES
+from warpgate.signalling import mqtt_inbox
 from warpgate.signalling.mqtt_inbox import MAX_QUEUED, MAX_REMEMBERED, SLICE_MESSAGES, Inbox
 
 
@@ -80,6 +81,37 @@ async def test_what_a_full_queue_drops_may_come_again(bench):
     await drain(bench.inbox)
     assert (late, other) in bench.got
     assert len(bench.got) == MAX_QUEUED + 1
+
+
+async def test_what_comes_again_does_not_stand_behind_the_flood(bench):
+    for _ in range(MAX_QUEUED):
+        bench.inbox.put(bench.link, envelope(), False)
+    right = envelope()
+    bench.inbox.put(bench.link, right, False)
+    assert bench.counters == {"mqtt_flooded": 1}
+    bench.inbox.put(bench.link, right, False)  # its sender's first copy, while the queue is full
+    await drain(bench.inbox)
+    assert bench.got.index((right, bench.link)) <= 1
+    bench.inbox.put(bench.link, right, False)
+    assert bench.counters == {"mqtt_flooded": 1, "mqtt_copies": 1}
+
+
+async def test_memory_of_what_was_missed_is_bounded(bench, monkeypatch):
+    monkeypatch.setattr(mqtt_inbox, "MAX_MISSED", 100)
+    for _ in range(MAX_QUEUED):
+        bench.inbox.put(bench.link, envelope(), False)
+    first, last = envelope(), envelope()
+    bench.inbox.put(bench.link, first, False)
+    for _ in range(250):
+        bench.inbox.put(bench.link, envelope(), False)
+    bench.inbox.put(bench.link, last, False)
+    assert len(bench.inbox._missed) <= 100
+    assert len(bench.inbox._missed_before) <= 100
+    bench.inbox.put(bench.link, first, False)  # forgotten: it waits with all the others, or drops
+    bench.inbox.put(bench.link, last, False)
+    bench.inbox._slice()
+    assert (last, bench.link) in bench.got
+    assert (first, bench.link) not in bench.got
 
 
 async def test_a_flood_on_one_broker_does_not_hold_up_another(bench):

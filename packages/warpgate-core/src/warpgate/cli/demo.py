@@ -1,4 +1,4 @@
-"""``warpgate demo``: two nodes in two processes connect and exchange data."""
+"""``warpgate demo``: two nodes in two processes meet through a broker and exchange data."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from .demo_show import Progress, Show, progress_bar
+
 if TYPE_CHECKING:
     from ..net.pipe import Pipe
     from ..node.node import Node
@@ -23,16 +25,33 @@ CHUNK = 256 * 1024
 PING = b"are you there?"
 DEFAULT_MIB = 64
 DEADLINE_S = 120.0
+CONNECT_S = 20.0
+ENDING_S = 10.0
+
+
+class DemoError(Exception):
+    """The demo can't go on; the text says why."""
 
 
 def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     """Add the command's parser."""
-    parser = subparsers.add_parser("demo", help="connect two nodes in two processes")
-    parser.add_argument(
-        "--mib", type=int, default=DEFAULT_MIB, help="MiB to send each way (default %(default)s)"
+    parser = subparsers.add_parser(
+        "demo",
+        help="connect two nodes in two processes",
+        description=(
+            "Start a broker and two nodes, each in a process of its own. One knows the other's "
+            "node id and no more; it connects by the best strategy, exchanges data, and connects "
+            "again by reverse_connect. Without the broker extra (pip install "
+            "warpgate-core[broker]) the nodes are given each other's address."
+        ),
     )
-    parser.add_argument("--strategy", action="append", help="try only this strategy; repeatable")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument(
+        "--mib", type=_mib, default=DEFAULT_MIB, help="MiB to send each way (default %(default)s)"
+    )
+    parser.add_argument(
+        "--strategy", action="append", help="connect first by this strategy; repeatable"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
     parser.add_argument(
         "--broker", metavar="URL", help="meet at this broker, not at one of our own"
     )
@@ -43,9 +62,23 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     return parser
 
 
+def _mib(text: str) -> int:
+    mib = int(text)
+    if mib < 1:
+        raise ValueError
+    return mib
+
+
 def run(args: argparse.Namespace) -> int:
     """Carry the command out; returns the exit code."""
-    return asyncio.run(_responder(args.mib, args.broker) if args.responder else _initiator(args))
+    if args.responder:
+        return asyncio.run(_responder(args.mib, args.broker))
+    show = Show(args.json)
+    try:
+        ok = asyncio.run(_initiator(args, show))
+    except DemoError as error:
+        return show.end(False, str(error))
+    return show.end(ok)
 
 
 def _conf(broker: str | None) -> dict[str, Any]:
@@ -55,6 +88,9 @@ def _conf(broker: str | None) -> dict[str, Any]:
     if broker:
         conf |= {"brokers": [broker], "sig_pipe_no": 1, "enable_nickname": True}
     return conf
+
+
+# Bob, who is connected to.
 
 
 async def _responder(mib: int, broker: str | None) -> int:
@@ -80,45 +116,54 @@ async def _responder(mib: int, broker: str | None) -> int:
         return 0 if result["ok"] else 1
 
 
-async def _initiator(args: argparse.Namespace) -> int:
+def _say(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+# Alice, who connects.
+
+
+async def _initiator(args: argparse.Namespace, show: Show) -> bool:
     from ..node.node import Node
 
     async with contextlib.AsyncExitStack() as stack:
-        broker = await _open_broker(args, stack)
+        broker = await _open_broker(args, stack, show)
         node = await stack.enter_async_context(Node(conf=_conf(broker)))
         child = await stack.enter_async_context(_child(args.mib, broker))
-        assert child.stdin is not None
-        print(f"alice: process {os.getpid()}, node {node.node_id[:12]}…, port {node.port}")
+        show.line(f"alice: process {os.getpid()}, node {node.node_id[:12]}…, port {node.port}")
         bob = await _hear(child)
         known = str(bob["node_id"] if broker else bob["address"])
-        print(f"bob:   process {child.pid}, known to alice by {_by(known)}")
+        by = f"node id {known[:12]}…" if broker else f"address of {len(known)} characters"
+        show.line(f"bob:   process {child.pid}, known to alice by its {by}")
+        show.facts |= {
+            "broker": broker,
+            "alice": {"process": os.getpid(), "node_id": node.node_id},
+            "bob": {"process": child.pid, "node_id": bob["node_id"]},
+        }
+        assert child.stdin is not None
         child.stdin.write(f"{node.node_id}\n".encode())
         await child.stdin.drain()
-        first = await _connect(node, known, args.strategy)
-        if first is None:
-            return 1
-        async with first:
-            async with asyncio.timeout(DEADLINE_S):
-                mine = await exchange(first, args.mib * 2**20, progress=sys.stderr.isatty())
-                theirs = await _hear(child)
-        _show(args, mine, theirs, first.report)
-        second = await _connect(node, known, ["reverse_connect"])
-        if second is None:
-            return 1
-        async with second:
-            await second.send(PING)
-            ok = await second.recv_n(len(PING)) == PING
-        _show_attempts(second.report)
-        stats = (await _hear(child))["stats"]
-        ways = {name: count for name, count in stats.items() if name.startswith("signals_by_")}
-        print("\nsignals that bob took: " + ", ".join(f"{n[11:]} {c}" for n, c in ways.items()))
-        await child.wait()
-        ok = ok and bool(mine["ok"] and theirs["ok"])
-        print("both directions arrived whole" if ok else "DATA WAS DAMAGED")
-        return 0 if ok else 1
+        pipe, report = await _connect(node, known, args.strategy, show)
+        async with pipe, asyncio.timeout(DEADLINE_S):
+            with progress_bar(args.mib * 2**20) as progress:
+                mine = await exchange(pipe, args.mib * 2**20, progress)
+            theirs = await _hear(child)
+        show.exchanged(mine, theirs)
+        show.attempts(report)
+        pipe, report = await _connect(node, known, ["reverse_connect"], show)
+        async with pipe:
+            await pipe.send(PING)
+            answered = await pipe.recv_n(len(PING), timeout=DEADLINE_S) == PING
+        show.attempts(report)
+        show.signals((await _hear(child))["stats"])
+        async with asyncio.timeout(ENDING_S):
+            await child.wait()
+        return answered and bool(mine["ok"] and theirs["ok"])
 
 
-async def _open_broker(args: argparse.Namespace, stack: contextlib.AsyncExitStack) -> str | None:
+async def _open_broker(
+    args: argparse.Namespace, stack: contextlib.AsyncExitStack, show: Show
+) -> str | None:
     """Return the URL of the broker to meet at: the one asked for, or one of our own."""
     if args.broker or args.no_broker:
         return None if args.no_broker else str(args.broker)
@@ -128,32 +173,25 @@ async def _open_broker(args: argparse.Namespace, stack: contextlib.AsyncExitStac
     try:
         broker = await stack.enter_async_context(EmbeddedBroker())
     except ConfigError as error:
-        print(f"no broker ({error}); the nodes get each other's address instead")
+        show.line(f"no broker ({error}); the nodes get each other's address instead")
         return None
-    print(f"broker: {broker.url}, in this process")
+    show.line(f"broker: {broker.url}, in this process")
     return broker.url
 
 
-async def _connect(node: Node, known: str, strategies: list[str] | None) -> Pipe | None:
+async def _connect(
+    node: Node, known: str, strategies: list[str] | None, show: Show
+) -> tuple[Pipe, Report]:
     from ..node.auto_connect import auto_connect
 
-    pipe, plugin = await auto_connect(node, known, timeout=20, plugins=strategies)
+    pipe, plugin = await auto_connect(node, known, timeout=CONNECT_S, plugins=strategies)
     report = node.last_report
     assert report is not None
     if pipe is None or plugin is None:
-        print(f"no connection: {report.error}", file=sys.stderr)
-        return None
-    print(f"\nconnected by {_origin(node, plugin.name)} in {report.seconds * 1000:.1f} ms")
-    print(f"pipe:  {pipe!r}\n       peer proven: {pipe.peer_id}\n")
-    return pipe
-
-
-def _by(known: str) -> str:
-    return (
-        f"its node id {known[:12]}…"
-        if len(known) == 52
-        else f"its address of {len(known)} characters"
-    )
+        raise DemoError(f"no connection: {report}")
+    distribution = node.traversal.loader(plugin.name).distribution
+    show.connection(report, distribution, repr(pipe), str(pipe.peer_id))
+    return pipe, report
 
 
 @contextlib.asynccontextmanager
@@ -173,13 +211,29 @@ async def _child(mib: int, broker: str | None) -> AsyncIterator[asyncio.subproce
             await child.wait()
 
 
-async def exchange(pipe: Pipe, size: int, progress: bool = False) -> dict[str, Any]:
+async def _hear(child: asyncio.subprocess.Process) -> dict[str, Any]:
+    assert child.stdout is not None
+    line = await child.stdout.readline()
+    if not line:
+        raise DemoError("the other process ended early")
+    heard: dict[str, Any] = json.loads(line)
+    if "error" in heard:
+        raise DemoError(f"the other process: {heard['error']}")
+    return heard
+
+
+# What they exchange.
+
+
+async def exchange(
+    pipe: Pipe, size: int, progress: Progress = lambda _done: None
+) -> dict[str, Any]:
     """Send ``size`` random bytes and their SHA-256, and check what the peer sends likewise.
 
     Args:
         pipe: a stream.
         size: bytes each way.
-        progress: draw a progress line on standard error.
+        progress: called with the bytes received so far.
 
     Returns:
         What was sent and received, as data; ``ok`` tells whether the hashes agree.
@@ -200,8 +254,7 @@ async def exchange(pipe: Pipe, size: int, progress: bool = False) -> dict[str, A
         digest = hashlib.sha256()
         for start in range(0, size, CHUNK):
             digest.update(await pipe.recv_n(min(CHUNK, size - start)))
-            if progress:
-                _bar(start + CHUNK, size)
+            progress(start + CHUNK)
         return digest.hexdigest(), await pipe.recv_n(32) == digest.digest()
 
     async with asyncio.TaskGroup() as group:
@@ -214,84 +267,3 @@ async def exchange(pipe: Pipe, size: int, progress: bool = False) -> dict[str, A
         "received": received,
         "seconds": time.perf_counter() - started,
     }
-
-
-def _bar(done: int, size: int) -> None:
-    done = min(done, size)
-    filled = 40 * done // size
-    end = "\n" if done == size else ""
-    sys.stderr.write(
-        f"\r[{'#' * filled}{'.' * (40 - filled)}] {done >> 20} of {size >> 20} MiB{end}"
-    )
-    sys.stderr.flush()
-
-
-def _origin(node: Node, strategy: str) -> str:
-    distribution = node.traversal.loader(strategy).distribution
-    return f"{strategy} (from the entry point of {distribution})"
-
-
-def _show(
-    args: argparse.Namespace, mine: dict[str, Any], theirs: dict[str, Any], report: Report
-) -> None:
-    if args.json:
-        print(json.dumps({"alice": mine, "bob": theirs, "report": report.as_dict()}, indent=2))
-        return
-    rate = mine["bytes"] / 2**20 / mine["seconds"]
-    for name, sent, got in (("alice → bob", mine, theirs), ("bob → alice", theirs, mine)):
-        verdict = "equal" if sent["sent"] == got["received"] else "DIFFERENT"
-        print(f"{name}: {got['bytes'] >> 20} MiB, SHA-256 {got['received'][:16]}… {verdict}")
-    print(f"{mine['seconds']:.2f} s, {rate:.0f} MiB/s each way at once\n")
-    _show_attempts(report)
-
-
-def _show_attempts(report: Report) -> None:
-    for line in attempt_table(report):
-        print(line)
-
-
-def attempt_table(report: Report) -> list[str]:
-    """Return the lines of a table of every attempt and every skip."""
-    from ..loading.report import table
-    from ..net.constants import af_name, route_type_name
-
-    rows: list[tuple[str, ...]] = [
-        (
-            outcome.strategy,
-            af_name(outcome.af),
-            route_type_name(outcome.route_type),
-            f"{outcome.local} → {outcome.remote}",
-            f"{outcome.seconds * 1000:.1f} ms",
-            outcome.status,
-            outcome.cause,
-        )
-        for outcome in report.outcomes
-    ]
-    rows += [
-        (
-            skip.strategy,
-            af_name(skip.af) if skip.af is not None else "",
-            route_type_name(skip.route_type) if skip.route_type is not None else "",
-            skip.detail,
-            "",
-            "skipped",
-            skip.reason.value,
-        )
-        for skip in report.skips
-    ]
-    return table(("strategy", "family", "route type", "way", "took", "outcome", "why"), rows)
-
-
-def _say(message: dict[str, Any]) -> None:
-    print(json.dumps(message), flush=True)
-
-
-async def _hear(child: asyncio.subprocess.Process) -> dict[str, Any]:
-    assert child.stdout is not None
-    line = await child.stdout.readline()
-    if not line:
-        raise SystemExit("the other process ended early")
-    heard: dict[str, Any] = json.loads(line)
-    if "error" in heard:
-        raise SystemExit(f"the other process: {heard['error']}")
-    return heard

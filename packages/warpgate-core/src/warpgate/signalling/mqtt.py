@@ -28,6 +28,7 @@ from ..errors import SignallingError
 from ..server_urls import BrokerURL
 from .broker_policy import WEBSOCKET_PATH
 from .mqtt_dial import CONNECT_TIMEOUT_S, connect_socket, discard, tls_handshake
+from .mqtt_packets import take_publish
 
 MQTT_5: Final = 5
 MQTT_3_1_1: Final = 4
@@ -188,7 +189,9 @@ class _Client(aiomqtt.Client):
             socket_options=((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
         )
         self.pending_calls_threshold = MAX_UNACKNOWLEDGED
+        self._disconnected.add_done_callback(_retrieve)  # connecting may replace it
         self._deliver = on_message
+        self._mqtt5 = version == MQTT_5
         self._acks: dict[int, asyncio.Future[int]] = {}
         # paho connects and shakes hands in a thread, which nothing could interrupt: hand it a socket
         # that is connected already, TLS included. What is left to it ends when the socket's twin does.
@@ -233,6 +236,7 @@ class _Client(aiomqtt.Client):
 
     def drop(self, cause: str) -> None:
         """Close the socket and fail what waits for an acknowledgement."""
+        self._disconnected.add_done_callback(_retrieve)
         self._client._sock_close()  # noqa: SLF001  # disconnect() would wait for a full send buffer
         for ack in self._acks.values():
             if not ack.done():
@@ -267,11 +271,27 @@ class _Client(aiomqtt.Client):
                 if self._loop.time() >= end:
                     self._loop.call_soon(self._readable)  # what is in buffers wakes nobody up
                     return
-                self._client.loop_read()
+                if not self._take_quickly():
+                    self._client.loop_read()
         except Exception as error:  # noqa: BLE001  # whatever a broker sends ends its connection only
             for future in (self._connected, self._disconnected):
                 if not future.done():
                     future.set_exception(aiomqtt.MqttError(f"unreadable: {error!r}"))
+
+    def _take_quickly(self) -> bool:
+        """Deliver the next packet if it is a plain message; a flood has 10,000 of them a second."""
+        paho: Any = self._client
+        if not self._buffer or paho._in_packet["command"]:  # noqa: SLF001  # in the middle of one
+            return False
+        found = take_publish(self._buffer, self._mqtt5, MAX_PACKET_BYTES)
+        if found is None:
+            return False
+        topic, payload, number, size = found
+        self._buffer = self._buffer[size:]
+        self._deliver(topic, payload, False)
+        if number is not None:
+            paho._send_puback(number)  # noqa: SLF001  # no public way
+        return True
 
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
         try:
@@ -366,6 +386,6 @@ def _properties(packet: int) -> Properties:
     return Properties(packet)  # type: ignore[no-untyped-call]
 
 
-def _retrieve(task: asyncio.Task[Any]) -> None:
+def _retrieve(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
         task.exception()

@@ -4,9 +4,10 @@ Anyone who can reach a broker can publish to a node's inbox, and to open a seale
 0.3 ms even when it turns out to be garbage. So whatever can be refused for a few microseconds (size,
 version byte, retained, foreign topic, an exact repetition) never reaches a queue; every broker has a
 queue of its own, emptied in turn, so that a flood on one does not hold up another; and the loop gets
-its turn after every few milliseconds of opening. What a queue can't take is dropped and counted:
-under a flood of well-formed rubbish a right signal gets through in proportion to what can be opened,
-and its sender's other brokers and retries do the rest.
+its turn after every few milliseconds of opening. What a queue can't take is dropped and counted, and
+not taken for known when it comes again: then it has a queue of its own. A sender that hears nothing
+repeats its signal, a flood of well-formed rubbish does not, or has to pay twice for it; so a right
+signal gets through with its first copy mostly, and otherwise in proportion to what can be opened.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("warpgate")
 
 MAX_QUEUED: Final = 256
-"""Envelopes of one broker that wait to be opened."""
+"""Envelopes of one broker, and as many that came again, that wait to be opened."""
+MAX_MISSED: Final = 16384
+"""Digests of envelopes that a full queue dropped, in each of two generations: some 2 s of a flood."""
 MAX_REMEMBERED: Final = 4096
 """Digests of envelopes, to know the copy that comes by another broker."""
 SLICE_S: Final = 0.005
@@ -48,7 +51,9 @@ class Inbox:
     def __init__(self, counters: Counters, deliver: Callable[[bytes, BrokerLink], None]) -> None:
         self._counters = counters
         self._deliver = deliver
-        self._queues: dict[BrokerLink, deque[bytes]] = {}
+        self._queues: dict[tuple[BrokerLink, bool], deque[bytes]] = {}
+        self._missed: set[bytes] = set()
+        self._missed_before: set[bytes] = set()
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._arrived = asyncio.Event()
 
@@ -69,9 +74,13 @@ class Inbox:
         if digest in self._seen:
             self._counters.count("mqtt_copies")
             return
-        queue = self._queues.setdefault(link, deque())
+        again = digest in self._missed or digest in self._missed_before
+        queue = self._queues.setdefault((link, again), deque())
         if len(queue) >= MAX_QUEUED:
             self._counters.count("mqtt_flooded")
+            self._missed.add(digest)
+            if len(self._missed) >= MAX_MISSED:
+                self._missed_before, self._missed = self._missed, set()
             return
         self._seen[digest] = None
         if len(self._seen) > MAX_REMEMBERED:
@@ -89,20 +98,20 @@ class Inbox:
             await asyncio.sleep(0)
 
     def _slice(self) -> None:
-        """Open some envelopes, from each broker in turn."""
+        """Open some envelopes, from each queue in turn."""
         loop = asyncio.get_running_loop()
         end = loop.time() + SLICE_S
         for _ in range(SLICE_MESSAGES):
-            link = next(iter(self._queues), None)
-            if link is None:
+            source = next(iter(self._queues), None)
+            if source is None:
                 return
-            queue = self._queues.pop(link)
+            queue = self._queues.pop(source)
             payload = queue.popleft()
             if queue:
-                self._queues[link] = queue  # at the end: the next broker's turn
+                self._queues[source] = queue  # at the end: the next queue's turn
             try:
-                self._deliver(payload, link)
+                self._deliver(payload, source[0])
             except Exception:
-                log.exception("a signal that came by %s", link.name)
+                log.exception("a signal that came by %s", source[0].name)
             if loop.time() >= end:
                 return

@@ -244,6 +244,11 @@ class BrokerLink:
         return self._session is not None and not self._session.ended.done()
 
     @property
+    def tells_receivers(self) -> bool:
+        """Whether there is a connection by MQTT 5, which tells when nobody receives a message."""
+        return self.connected and self._version == _V5
+
+    @property
     def session(self) -> Session | None:
         """The open session, if there is one."""
         return self._session

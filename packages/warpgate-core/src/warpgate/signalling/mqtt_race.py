@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .mqtt_link import BrokerLink
 
+Publish = Callable[["BrokerLink"], asyncio.Task[None]]
+
 
 class Race:
     """The same message on several brokers: the first acceptance counts.
@@ -21,15 +23,15 @@ class Race:
 
     """
 
-    def __init__(self, publish: Callable[[BrokerLink], asyncio.Task[None]]) -> None:
+    def __init__(self, publish: Publish) -> None:
         self.errors: list[str] = []
         self._publish = publish
         self._pending: dict[asyncio.Task[None], BrokerLink] = {}
 
-    def add(self, links: Iterable[BrokerLink]) -> None:
-        """Publish on these links too."""
+    def add(self, links: Iterable[BrokerLink], publish: Publish | None = None) -> None:
+        """Publish on these links too, in another manner if one is given."""
         for link in links:
-            self._pending[self._publish(link)] = link
+            self._pending[(publish or self._publish)(link)] = link
 
     async def won(self, timeout_s: float | None) -> bool:
         """Wait for an acceptance; False when the time is up or all have failed."""
@@ -50,11 +52,11 @@ class Race:
                 return True
         return False
 
-    def end(self) -> None:
-        """Let what a connected broker has go on in the background; give the rest up."""
+    def end(self, spare_dials: bool = False) -> None:
+        """Let what a connected broker has go on in the background; give the rest up, or don't."""
         for task, link in self._pending.items():
             task.add_done_callback(_forget)
-            if not link.connected:
+            if not (link.connected or spare_dials):
                 task.cancel()
 
 

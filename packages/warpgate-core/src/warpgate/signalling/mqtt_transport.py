@@ -31,6 +31,8 @@ SEND_S: Final = 5.0
 """How long a signal may take to be accepted by a broker."""
 COMMON_S: Final = 1.0
 """How long the common brokers have before the peer's others are dialled too."""
+BRIDGES_S: Final = 0.1
+"""How long a broker of ours has to say that a bridge takes a signal for a peer that is elsewhere."""
 CLOSE_S: Final = 1.0
 MAX_ON_DEMAND: Final = 4
 IDLE_S: Final = 60.0
@@ -142,7 +144,7 @@ class MqttTransport:
         await self._send(dest, envelope, None)
 
     async def _send(self, dest: PeerAddress, envelope: bytes, came_by: BrokerLink | None) -> None:
-        until = asyncio.get_running_loop().time() + SEND_S
+        now = asyncio.get_running_loop().time()
         for refused in [link for link in self._on_demand.values() if link.refused]:
             self._drop_on_demand(refused)  # another peer's word may be good enough
         theirs = _names(dest.brokers)
@@ -153,18 +155,23 @@ class MqttTransport:
         }
         if came_by is not None and self._alive(came_by):
             links[came_by.name] = came_by
-        race = Race(self._publisher(dest, envelope, until))
+        race = Race(self._publisher(dest, envelope, now + SEND_S))
         try:
             race.add(links.values())
             if links and await race.won(COMMON_S):
                 return
             others = [name for name in theirs if name not in links]
             race.add(self._dial_for(dest, others, race.errors))
+            if not links:
+                # A broker of ours may be bridged with the peer's; MQTT 5 tells whether anybody is
+                # there to receive. A bridge always is, so the dials go on nevertheless.
+                ours = [link for link in self._kept.values() if link.tells_receivers]
+                race.add(ours, self._publisher(dest, envelope, now + BRIDGES_S))
             if not await race.won(None):
                 race.errors = race.errors or ["this node and the peer have no broker to meet at"]
                 raise SignallingError("; ".join(race.errors))
         finally:
-            race.end()
+            race.end(spare_dials=not links)
 
     def _publisher(
         self, dest: PeerAddress, envelope: bytes, until: float
