@@ -30,6 +30,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools import laboratory
 from tools.system_packages import LAB_PACKAGES, has_package, install_packages, say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +43,10 @@ MINORS = (11, 12, 13)
 HERE = f"3.{sys.version_info[1]}"
 
 INSTALLS: dict[str, tuple[str, ...]] = {
-    "demo": ("-e", "packages/warpgate-core[broker,cli]", "-e", "packages/warpgate-plugin-direct"),
+    "demo": (
+        "-e", "packages/warpgate-core[broker,cli]", "-e", "packages/warpgate-plugin-direct",
+        "-e", "tools/natlab",
+    ),
     "lab": (
         "-e", "packages/warpgate-core", "-e", "packages/warpgate-plugin-direct",
         "-e", "packages/warpgate-plugin-punch", "-e", "packages/warpgate-plugin-turn",
@@ -341,13 +345,7 @@ def lab(argv: list[str]) -> int:
     if reason:
         say(f"-- {reason}; what needs it will say so")
     install("lab")
-    command = [str(BIN / "python"), "-m", "warpgate_natlab", *argv]
-    process = subprocess.Popen(command)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # the laboratory has it, too, and takes itself down
-            continue
+    return laboratory.run(BIN / "python", argv)
 
 
 def main(argv: list[str]) -> int:
@@ -378,9 +376,10 @@ def main(argv: list[str]) -> int:
     if options.command == "setup":
         say(f"{VENV} is ready: run {BIN / 'pytest'} packages/warpgate-core, for example")
         return 0
-    return subprocess.run(
+    code = subprocess.run(
         [str(BIN / "python"), "-m", "warpgate", "demo", *extra[1:]], check=False
     ).returncode
+    return code if code or extra[1:] else laboratory.show_a_nat(BIN / "python")
 
 
 if __name__ == "__main__":
