@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import types
+import weakref
 
 import pytest
 from pydantic import BaseModel
@@ -184,6 +186,29 @@ async def test_an_installed_class_need_not_be_registered_and_its_key_is_its_name
     plugin = await node.connect(IP4, NIC_BIND, stranger(node), "key")
     assert plugin.timeout == 3
     assert await plugin.result == "key"
+
+
+async def test_sent_signals_that_are_remembered_keep_no_attempt_alive(start):
+    class Ask(Plugin):
+        name, transport, phase = "ask", "tcp", "direct"
+
+        async def run(self, reply=None):
+            await self.send_signal_msg(ConMsg())
+            self.result.set_result(None)
+
+    async def ask_once():
+        plugin = await alice.connect(IP4, NIC_BIND, bob.address(), "ask")
+        attempt = alice.traversal.attempt_of(plugin)
+        await plugin.result
+        await attempt.cleanup
+        return weakref.ref(attempt), weakref.ref(plugin)
+
+    alice, bob = await start(Ask), await start()
+    left = await ask_once()
+    await turns()
+    gc.collect()
+    assert alice.router._sent
+    assert [ref() for ref in left] == [None, None]
 
 
 # Signals of peers.

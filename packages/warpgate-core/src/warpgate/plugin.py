@@ -111,8 +111,8 @@ class Plugin:
     async def send_signal_msg(self, msg: ConMsg) -> None:
         """Send a message to the peer's instance of the strategy named in ``msg.meta.plugin_name``.
 
-        Fields that the caller left unset (id, family, own address, route type) are filled in. An
-        empty ``plugin_name`` becomes this strategy's own.
+        ``meta`` and ``routing`` are filled in (id, family, own address, route type); an empty
+        ``plugin_name`` becomes this strategy's own, and ``payload`` goes as it is.
 
         Raises:
             SignallingError: no signal transport could carry it.

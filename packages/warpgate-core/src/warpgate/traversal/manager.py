@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -325,7 +326,10 @@ class TraversalManager:
         meta.ttl = self.node.unix_time() + ttl_s
         heard = attempt.heard
 
+        known = weakref.ref(attempt)  # the router remembers longer than the attempt lives
+
         def unheard() -> bool:
-            return not (attempt.ended or attempt.proving) and attempt.heard == heard
+            live = known()
+            return live is not None and not (live.ended or live.proving) and live.heard == heard
 
         await self.node.router.send(peer, msg, ttl_s, attempt.origin, attempt.sends, unheard)
