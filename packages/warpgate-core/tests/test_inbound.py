@@ -421,6 +421,24 @@ async def test_plain_datagrams_are_kept_until_somebody_asks(start, udp):
     assert await pipe.recv() == b"early"
 
 
+async def test_what_a_plain_datagram_client_sends_unread_is_bounded(start, udp):
+    node = await start()
+    client = udp(node)
+    client.send(b"first")
+    pipe = await node.accept()
+    size = 8 * 1024
+    for _ in range(inbound_module.PLAIN_UDP_KEEP_BYTES // size + 4):
+        client.send(bytes(size))
+    client.send(b"last")
+    await until(lambda: pipe.dropped >= 4)
+    kept = [await pipe.recv() for _ in range(3)]
+    assert b"first" not in kept
+    while (message := await pipe.recv(timeout=0)) is not None:
+        kept.append(message)
+    assert kept[-1] == b"last"
+    assert sum(map(len, kept)) <= inbound_module.PLAIN_UDP_KEEP_BYTES
+
+
 async def test_plain_udp_pipes_are_capped_and_the_longest_silent_goes(start, udp, monkeypatch):
     monkeypatch.setattr(inbound_module, "MAX_PLAIN_UDP", 2)
     node = await start()

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from warpgate import ConMsg, Plugin, register
+from warpgate import ConMsg, Plugin
 from warpgate.events import Counters
 from warpgate.identity import Identity
 from warpgate.protocol.codec import MessageTable
@@ -153,9 +153,9 @@ async def test_a_copy_that_no_transport_takes_does_not_end_them(sides):
 
 @pytest.mark.parametrize("ending", ["a signal", "the end", "a proof"])
 async def test_an_attempt_asks_for_copies_until_it_hears_of_its_peer(start, make_address, ending):
-    @register(phase="direct")
     class Asks(Plugin):
         name = "asks"
+        phase = "direct"
         transport = "tcp"
 
         async def run(self, reply=None):

@@ -76,6 +76,7 @@ class Inbox:
     def __init__(self) -> None:
         self.unmatched = 0  # messages that no subscription wanted
         self.dropped = 0  # datagrams that gave way to newer ones
+        self.keep_bytes = UDP_KEEP_BYTES  # unread datagrams of one reader
         self._subs: dict[int, Subscription] = {}
         self._queues: dict[Key, Subscription] = {}
         self._all: Subscription | None = None  # the queue of SUB_ALL
@@ -190,7 +191,7 @@ class Inbox:
         place.held += cost
         self._held += cost
         if self.datagram:
-            while len(place.queue) > UDP_KEEP_DATAGRAMS or place.held > UDP_KEEP_BYTES:
+            while len(place.queue) > UDP_KEEP_DATAGRAMS or place.held > self.keep_bytes:
                 self._take(place)
                 self.dropped += 1
         elif self._held > HIGH_WATER and not self._paused:

@@ -41,6 +41,8 @@ MAX_UNPROVEN = 256
 """Accepted connections whose peer is not proven yet; the oldest goes first."""
 UNPROVEN_S = 5.0
 MAX_PLAIN_UDP = 256
+PLAIN_UDP_KEEP_BYTES = 64 * 1024
+"""Unread bytes of one plain datagram pipe: 256 of them stay within 16 MiB."""
 PLAIN_UDP_IDLE_S = 60.0
 MAX_ENDED_UDP = 1024
 """Sources of ended UDP pipes between nodes, whose last datagrams are no plain ones."""
@@ -203,6 +205,7 @@ class Inbound:
     def _plain_datagram(self, sock: DatagramSocket, data: bytes, addr: tuple[str, int]) -> None:
         pipe = UdpPipe(sock, remote=addr, owner=False)
         pipe.inbound = True
+        pipe.keep_bytes = PLAIN_UDP_KEEP_BYTES
         if len(self._plain_udp) >= MAX_PLAIN_UDP:
             self._manager.stats.count("plain_udp_evicted")
             min(self._plain_udp.values(), key=lambda other: other.last_heard).abort()
