@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .errors import PluginDefinitionError, PluginIncompatibleError
-from .net.constants import PHASES, ROUTE_TYPES, transport_name
-from .plugin import Plugin
-from .protocol.codec import MAX_WIRE_NAME_BYTES
-from .protocol.proto_msg import MAX_PLUGIN_NAME, ProtoMsg
+from warpgate.errors import PluginDefinitionError, PluginIncompatibleError
+from warpgate.net.constants import PHASES, ROUTE_TYPES, transport_name
+from warpgate.plugin import Plugin
+from warpgate.protocol.codec import MAX_WIRE_NAME_BYTES
+from warpgate.protocol.proto_msg import MAX_PLUGIN_NAME, ProtoMsg
 
 MAX_NAME_LENGTH: Final = MAX_PLUGIN_NAME
 NAME_PATTERN: Final = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_-]{{0,{MAX_NAME_LENGTH - 1}}}")

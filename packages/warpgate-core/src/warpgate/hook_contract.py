@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import pluggy
 
-from . import hookspecs
-from .contract import defect, describe
-from .hookspecs import PROJECT_NAME
+from warpgate import hookspecs
+from warpgate.contract import defect, describe
+from warpgate.hookspecs import PROJECT_NAME
 
 PREFIX: Final = f"{PROJECT_NAME}_"
 SPECS: Final[dict[str, FunctionType]] = {

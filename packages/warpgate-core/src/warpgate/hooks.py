@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from . import hookspecs
-from .errors import PluginDefinitionError, WarpgateError
-from .events import Counters
-from .hook_contract import check_hooks
+from warpgate import hookspecs
+from warpgate.errors import PluginDefinitionError, WarpgateError
+from warpgate.events import Counters
+from warpgate.hook_contract import check_hooks
 
 if TYPE_CHECKING:
-    from .events import Event
-    from .node.node import Node
+    from warpgate.events import Event
+    from warpgate.node.node import Node
 
 HOOK_ERRORS = "hook_errors"
 

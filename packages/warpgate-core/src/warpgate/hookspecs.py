@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 import pluggy
 
 if TYPE_CHECKING:
-    from .events import Event
-    from .node.node import Node
-    from .plugin import Plugin
-    from .protocol.peer_address import PeerAddress
-    from .signalling.transport import SignalTransport
+    from warpgate.events import Event
+    from warpgate.node.node import Node
+    from warpgate.plugin import Plugin
+    from warpgate.protocol.peer_address import PeerAddress
+    from warpgate.signalling.transport import SignalTransport
 
 PROJECT_NAME: Final = "warpgate"
 

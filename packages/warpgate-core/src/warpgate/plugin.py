@@ -6,17 +6,17 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .errors import PluginDefinitionError
-from .net.constants import EXT_BIND, IP4, LOOPBACK_BIND, NIC_BIND
-from .protocol.con_id import PLUGIN_ID_ALPHABET, PLUGIN_ID_LENGTH
+from warpgate.errors import PluginDefinitionError
+from warpgate.net.constants import EXT_BIND, IP4, LOOPBACK_BIND, NIC_BIND
+from warpgate.protocol.con_id import PLUGIN_ID_ALPHABET, PLUGIN_ID_LENGTH
 
 if TYPE_CHECKING:
-    from .net.nic import Interface
-    from .net.pipe import Pipe
-    from .net.route import Route
-    from .node.node import Node
-    from .protocol.proto_msg import ConMsg
-    from .traversal.manager import TraversalManager
+    from warpgate.net.nic import Interface
+    from warpgate.net.pipe import Pipe
+    from warpgate.net.route import Route
+    from warpgate.node.node import Node
+    from warpgate.protocol.proto_msg import ConMsg
+    from warpgate.traversal.manager import TraversalManager
 
 DEFAULT_TIMEOUT_S = 10
 

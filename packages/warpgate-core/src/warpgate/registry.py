@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from .net.constants import PHASES
+from warpgate.net.constants import PHASES
 
 if TYPE_CHECKING:
-    from .plugin import Plugin
+    from warpgate.plugin import Plugin
 
 P = TypeVar("P", bound="type[Plugin]")
 

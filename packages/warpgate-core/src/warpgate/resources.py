@@ -8,8 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-from .errors import LocalProtocolError
-from .events import Counters
+from warpgate.errors import LocalProtocolError
+from warpgate.events import Counters
 
 CLOSE_TIMEOUT_S: Final = 5.0
 CANCEL_GRACE_S: Final = 0.2  # for a close() that was cancelled to run its own finally blocks

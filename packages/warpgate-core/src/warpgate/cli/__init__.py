@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed the help or the mistake
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     if args.version:
-        from .. import __version__
+        from warpgate import __version__
 
         print(f"warpgate {__version__}")
         return EXIT_OK
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Command, args: argparse.Namespace) -> int:
-    from ..errors import ConfigError, WarpgateError
+    from warpgate.errors import ConfigError, WarpgateError
 
     # The commands say themselves what users need to know; a log handler of the user's still gets all.
     logging.getLogger("warpgate").addHandler(logging.NullHandler())

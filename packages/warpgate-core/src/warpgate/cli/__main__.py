@@ -1,6 +1,6 @@
 """``python -m warpgate.cli``."""
 
-from . import main
+from warpgate.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

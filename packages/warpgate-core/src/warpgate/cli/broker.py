@@ -7,7 +7,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from . import Subparsers
+    from warpgate.cli import Subparsers
 
 DEFAULT_PORT: Final = 1883
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(host: str, port: int) -> None:
-    from ..signalling.broker import EmbeddedBroker
+    from warpgate.signalling.broker import EmbeddedBroker
 
     async with EmbeddedBroker(host, port) as broker:
         for url in _urls(broker.host, broker.port):
@@ -51,9 +51,9 @@ async def _serve(host: str, port: int) -> None:
 
 def _urls(host: str, port: int) -> list[str]:
     """Return the URLs by which nodes reach a broker that listens on ``host``."""
-    from ..net.nic import own_ips
-    from ..protocol.ip import is_link_local, is_loopback
-    from ..server_urls import join_host_port
+    from warpgate.net.nic import own_ips
+    from warpgate.protocol.ip import is_link_local, is_loopback
+    from warpgate.server_urls import join_host_port
 
     if host not in ("0.0.0.0", "::"):
         return [f"mqtt://{join_host_port(host, port)}"]

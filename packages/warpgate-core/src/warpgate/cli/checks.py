@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import importlib_metadata
 
-from .. import __version__
-from ..errors import ConfigError, SignallingError, WarpgateError
-from ..events import Counters
-from ..net.constants import IP4, IP6
+from warpgate import __version__
+from warpgate.errors import ConfigError, SignallingError, WarpgateError
+from warpgate.events import Counters
+from warpgate.net.constants import IP4, IP6
 
 if TYPE_CHECKING:
-    from ..identity import Identity
-    from ..net.nic import Interface
-    from ..protocol.peer_address import PeerAddress
-    from ..signalling.mqtt_transport import MqttTransport
-    from ..signalling.transport import SignalOrigin
+    from warpgate.identity import Identity
+    from warpgate.net.nic import Interface
+    from warpgate.protocol.peer_address import PeerAddress
+    from warpgate.signalling.mqtt_transport import MqttTransport
+    from warpgate.signalling.transport import SignalOrigin
 
 OWNER: Final = "warpgate-core"
 BROKER_TIMEOUT_S: Final = 5.0
@@ -89,7 +89,7 @@ def interfaces(found: Sequence[Interface] | None = None) -> list[Finding]:
 
     """
     if found is None:
-        from ..net.nic import list_interfaces
+        from warpgate.net.nic import list_interfaces
 
         found = list_interfaces()
     findings = []
@@ -125,7 +125,7 @@ def interfaces(found: Sequence[Interface] | None = None) -> list[Finding]:
 
 def plugins(conf: Mapping[str, Any], environ: Mapping[str, str]) -> list[Finding]:
     """Check what plugins there are and what was rejected."""
-    from ..loading import STRICT_VARIABLE, load
+    from warpgate.loading import STRICT_VARIABLE, load
 
     environ = {name: value for name, value in environ.items() if name != STRICT_VARIABLE}
     try:
@@ -156,7 +156,7 @@ def plugins(conf: Mapping[str, Any], environ: Mapping[str, str]) -> list[Finding
 
 def key_file(folder: Path | None) -> list[Finding]:
     """Check the key file; it is read, never made."""
-    from ..identity import KEY_FILE_NAME, load_or_create
+    from warpgate.identity import KEY_FILE_NAME, load_or_create
 
     if folder is None:
         return [Finding("ok", "key", "in memory only; every start is a new node")]
@@ -208,9 +208,9 @@ async def brokers(urls: Sequence[str], keep: int) -> list[Finding]:
 
 
 async def _broker(url: str) -> Finding:
-    from ..identity import Identity
-    from ..server_urls import redact
-    from ..signalling.mqtt_transport import MqttTransport
+    from warpgate.identity import Identity
+    from warpgate.server_urls import redact
+    from warpgate.signalling.mqtt_transport import MqttTransport
 
     subject = f"broker {redact(url)}"
     identity = Identity.generate()
@@ -243,8 +243,8 @@ async def _broker(url: str) -> Finding:
 
 def _letter_to(identity: Identity, names: Sequence[str]) -> tuple[PeerAddress, bytes]:
     """Return an address that stands for an inbox of our own, and a signal to it."""
-    from ..protocol.envelope import seal_signal
-    from ..protocol.peer_address import pack_address
+    from warpgate.protocol.envelope import seal_signal
+    from warpgate.protocol.peer_address import pack_address
 
     address = pack_address(identity, machine=bytes(16), sequence=1, brokers=names, interfaces=[])
     envelope = seal_signal(
@@ -273,8 +273,8 @@ def _judge(subject: str, transport: MqttTransport, took: float) -> Finding:
 
 
 def _is_near(url: str) -> bool:
-    from ..protocol.ip import is_loopback, is_private
-    from ..server_urls import parse_broker
+    from warpgate.protocol.ip import is_loopback, is_private
+    from warpgate.server_urls import parse_broker
 
     host = parse_broker(url).host
     return host == "localhost" or is_loopback(host) or is_private(host)

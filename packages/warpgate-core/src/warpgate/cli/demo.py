@@ -13,13 +13,13 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from .demo_show import Progress, Show, progress_bar
+from warpgate.cli.demo_show import Progress, Show, progress_bar
 
 if TYPE_CHECKING:
-    from ..net.pipe import Pipe
-    from ..node.node import Node
-    from ..traversal.report import Report
-    from . import Subparsers
+    from warpgate.cli import Subparsers
+    from warpgate.net.pipe import Pipe
+    from warpgate.node.node import Node
+    from warpgate.traversal.report import Report
 
 CHUNK = 256 * 1024
 PING = b"are you there?"
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _conf(broker: str | None) -> dict[str, Any]:
-    from ..node.node_defs import NODE_TEST_CONF
+    from warpgate.node.node_defs import NODE_TEST_CONF
 
     conf = {**NODE_TEST_CONF, "accept_plain": False}
     if broker:
@@ -95,7 +95,7 @@ def _conf(broker: str | None) -> dict[str, Any]:
 
 async def _responder(mib: int, broker: str | None) -> int:
     """Be the peer: say who we are, exchange data on the first pipe, answer on the second."""
-    from ..node.node import Node
+    from warpgate.node.node import Node
 
     async with Node(conf=_conf(broker)) as node:
         _say({"node_id": node.node_id, "address": node.peer_address.to_text()})
@@ -124,7 +124,7 @@ def _say(message: dict[str, Any]) -> None:
 
 
 async def _initiator(args: argparse.Namespace, show: Show) -> bool:
-    from ..node.node import Node
+    from warpgate.node.node import Node
 
     async with contextlib.AsyncExitStack() as stack:
         broker = await _open_broker(args, stack, show)
@@ -167,8 +167,8 @@ async def _open_broker(
     """Return the URL of the broker to meet at: the one asked for, or one of our own."""
     if args.broker or args.no_broker:
         return None if args.no_broker else str(args.broker)
-    from ..errors import ConfigError
-    from ..signalling.broker import EmbeddedBroker
+    from warpgate.errors import ConfigError
+    from warpgate.signalling.broker import EmbeddedBroker
 
     try:
         broker = await stack.enter_async_context(EmbeddedBroker())
@@ -182,7 +182,7 @@ async def _open_broker(
 async def _connect(
     node: Node, known: str, strategies: list[str] | None, show: Show
 ) -> tuple[Pipe, Report]:
-    from ..node.auto_connect import auto_connect
+    from warpgate.node.auto_connect import auto_connect
 
     pipe, plugin = await auto_connect(node, known, timeout=CONNECT_S, plugins=strategies)
     report = node.last_report

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from ..traversal.report import Report
+    from warpgate.traversal.report import Report
 
 BAR_WIDTH: Final = 40
 
@@ -122,8 +122,8 @@ def _plain_bar(done: int, size: int) -> None:
 
 def attempt_table(report: Report) -> list[str]:
     """Return the lines of a table of every attempt and every skip."""
-    from ..loading.report import table
-    from ..net.constants import af_name, route_type_name
+    from warpgate.loading.report import table
+    from warpgate.net.constants import af_name, route_type_name
 
     rows: list[tuple[str, ...]] = [
         (

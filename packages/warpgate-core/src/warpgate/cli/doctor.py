@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import Subparsers
-    from .checks import Finding
+    from warpgate.cli import Subparsers
+    from warpgate.cli.checks import Finding
 
 
 def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _check(args: argparse.Namespace, environ: Mapping[str, str]) -> list[Finding]:
-    from ..node.config import make_config
-    from . import checks
+    from warpgate.cli import checks
+    from warpgate.node.config import make_config
 
     settings = {}
     if args.broker:

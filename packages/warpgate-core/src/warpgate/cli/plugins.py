@@ -7,11 +7,11 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from warpgate import __version__
 
 if TYPE_CHECKING:
-    from ..loading import LoadReport
-    from . import Subparsers
+    from warpgate.cli import Subparsers
+    from warpgate.loading import LoadReport
 
 NOTHING_INSTALLED = (
     "No strategy is installed. Install some with:\n"
@@ -52,7 +52,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Print the list; returns the exit code."""
-    from ..loading import STRICT_VARIABLE, load
+    from warpgate.loading import STRICT_VARIABLE, load
 
     # Rejections are what this command is there to show, so they are never raised here.
     environ = {name: value for name, value in os.environ.items() if name != STRICT_VARIABLE}
@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _auxiliaries(report: LoadReport) -> list[dict[str, Any]]:
-    from ..loading import CORE_AUXILIARIES
-    from ..loading.report import CORE
+    from warpgate.loading import CORE_AUXILIARIES
+    from warpgate.loading.report import CORE
 
     core = [
         {"name": name, "distribution": CORE, "version": __version__, "entry_point": ""}
@@ -92,7 +92,7 @@ def _as_data(report: LoadReport) -> dict[str, Any]:
 
 
 def _as_text(report: LoadReport) -> list[str]:
-    from ..loading.report import table
+    from warpgate.loading.report import table
 
     strategies = [item for item in report.strategies if item.phase is not None]
     lines = []
@@ -103,7 +103,7 @@ def _as_text(report: LoadReport) -> list[str]:
             [(s.name, s.phase, s.transport, s.distribution, s.version or "-") for s in strategies],
         )
     else:
-        from ..loading.discovery import catalog
+        from warpgate.loading.discovery import catalog
 
         lines.append(ALL_FILTERED if catalog().points else NOTHING_INSTALLED)
     rows = [(a["name"], a["distribution"], a["version"] or "-") for a in _auxiliaries(report)]

@@ -19,12 +19,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..hooks import LoadedObject
-from .assembly import Assembly
-from .discovery import GROUP, catalog
-from .dropins import drop_ins
-from .filters import CORE_AUXILIARIES, RESERVED, Filters
-from .report import LoadedStrategy, LoadReport, PluginFailure
+from warpgate.hooks import LoadedObject
+from warpgate.loading.assembly import Assembly
+from warpgate.loading.discovery import GROUP, catalog
+from warpgate.loading.dropins import drop_ins
+from warpgate.loading.filters import CORE_AUXILIARIES, RESERVED, Filters
+from warpgate.loading.report import LoadedStrategy, LoadReport, PluginFailure
 
 __all__ = [
     "CORE_AUXILIARIES",

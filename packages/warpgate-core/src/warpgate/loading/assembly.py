@@ -8,16 +8,22 @@ from typing import Any, Final
 from packaging.utils import canonicalize_name
 
 import warpgate
-
-from ..contract import check_api, check_strategy
-from ..errors import PluginConflictError
-from ..hooks import Hooks, LoadedObject
-from ..net.constants import PHASES
-from ..plugin import Plugin
-from .dropins import SYNTHETIC
-from .examine import Outcome, Source, examine_strategy, guarded, latest_registered, name_of
-from .filters import CORE_AUXILIARIES, RESERVED, Filters
-from .report import REGISTERED, LoadedStrategy, LoadReport, PluginFailure
+from warpgate.contract import check_api, check_strategy
+from warpgate.errors import PluginConflictError
+from warpgate.hooks import Hooks, LoadedObject
+from warpgate.loading.dropins import SYNTHETIC
+from warpgate.loading.examine import (
+    Outcome,
+    Source,
+    examine_strategy,
+    guarded,
+    latest_registered,
+    name_of,
+)
+from warpgate.loading.filters import CORE_AUXILIARIES, RESERVED, Filters
+from warpgate.loading.report import REGISTERED, LoadedStrategy, LoadReport, PluginFailure
+from warpgate.net.constants import PHASES
+from warpgate.plugin import Plugin
 
 _AUXILIARY_PACKAGE: Final = "warpgate.traversal.auxiliary"
 _KEEP: Final[Any] = object()  # "phase was not given", which None can't say

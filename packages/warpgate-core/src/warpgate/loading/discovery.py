@@ -15,10 +15,9 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 import warpgate
-
-from ..errors import PluginIncompatibleError
-from .examine import Outcome, Source, examine, guarded
-from .report import CORE, PluginFailure
+from warpgate.errors import PluginIncompatibleError
+from warpgate.loading.examine import Outcome, Source, examine, guarded
+from warpgate.loading.report import CORE, PluginFailure
 
 GROUP: Final = "warpgate.strategies"
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import ConfigError
-from .examine import Outcome, Source, examine, guarded
-from .report import DROP_IN
+from warpgate.errors import ConfigError
+from warpgate.loading.examine import Outcome, Source, examine, guarded
+from warpgate.loading.report import DROP_IN
 
 BUILT_IN: Final = "warpgate.traversal.plugins"
 SYNTHETIC: Final = "warpgate_plugin_dir_"

@@ -10,14 +10,13 @@ from types import ModuleType
 from typing import Any
 
 import warpgate
-
-from ..contract import check_api, check_strategy, defect, describe
-from ..errors import PluginDefinitionError
-from ..hook_contract import check_hooks
-from ..hooks import LoadedObject
-from ..plugin import Plugin
-from ..registry import plugin_registry
-from .report import DROP_IN, REGISTERED, LoadedStrategy, PluginFailure
+from warpgate.contract import check_api, check_strategy, defect, describe
+from warpgate.errors import PluginDefinitionError
+from warpgate.hook_contract import check_hooks
+from warpgate.hooks import LoadedObject
+from warpgate.loading.report import DROP_IN, REGISTERED, LoadedStrategy, PluginFailure
+from warpgate.plugin import Plugin
+from warpgate.registry import plugin_registry
 
 # What a plugin's code may not stop us from doing: being interrupted and being cancelled.
 PASS_THROUGH = (KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)

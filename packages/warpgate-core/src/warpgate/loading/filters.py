@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..errors import ConfigError
-from .report import CORE, PluginFailure
+from warpgate.errors import ConfigError
+from warpgate.loading.report import CORE, PluginFailure
 
 DIRECT: Final = "warpgate-plugin-direct"
 PUNCH: Final = "warpgate-plugin-punch"

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import (
+from warpgate.errors import (
     PluginConflictError,
     PluginDefinitionError,
     PluginError,
     PluginIncompatibleError,
     PluginLoadError,
 )
-from ..hooks import LoadedObject
-from ..net.constants import transport_name
-from ..plugin import Plugin
+from warpgate.hooks import LoadedObject
+from warpgate.net.constants import transport_name
+from warpgate.plugin import Plugin
 
 DROP_IN = "drop-in"
 REGISTERED = "registered code"

@@ -18,20 +18,25 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ..errors import (
+from warpgate.errors import (
     BadSignature,
     ConfigError,
     InvalidAddressError,
     MessageTooLarge,
     RemoteProtocolError,
 )
-from ..identity import KEY_LENGTH, SIGNATURE_LENGTH, verify
-from ..protocol import strict
-from ..protocol.peer_address import MAX_ADDRESS_BYTES, MAX_SEQUENCE, PeerAddress, unpack_address
-from ..signalling.broker_policy import topic_hash
+from warpgate.identity import KEY_LENGTH, SIGNATURE_LENGTH, verify
+from warpgate.protocol import strict
+from warpgate.protocol.peer_address import (
+    MAX_ADDRESS_BYTES,
+    MAX_SEQUENCE,
+    PeerAddress,
+    unpack_address,
+)
+from warpgate.signalling.broker_policy import topic_hash
 
 if TYPE_CHECKING:
-    from ..protocol.peer_address import Signer
+    from warpgate.protocol.peer_address import Signer
 
 RECORD_VERSION: Final = 1
 MAX_NAME_BYTES: Final = 255

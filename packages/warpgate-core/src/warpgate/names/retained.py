@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ..errors import RemoteProtocolError, SignallingError
-from ..identity import node_id_bytes
-from .record import NameRecord, name_filter, name_topic, pack_record, unpack_record
+from warpgate.errors import RemoteProtocolError, SignallingError
+from warpgate.identity import node_id_bytes
+from warpgate.names.record import NameRecord, name_filter, name_topic, pack_record, unpack_record
 
 if TYPE_CHECKING:
-    from ..events import Counters
-    from ..protocol.peer_address import PeerAddress, Signer
+    from warpgate.events import Counters
+    from warpgate.protocol.peer_address import PeerAddress, Signer
 
 log = logging.getLogger("warpgate")
 

@@ -6,8 +6,8 @@ import ipaddress
 import socket
 from typing import Any
 
-from ..protocol.ip import split_scope
-from .constants import IP6, af_name
+from warpgate.net.constants import IP6, af_name
+from warpgate.protocol.ip import split_scope
 
 Address = tuple[str, int]
 

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, cast
 
-from .addresses import Address, SystemAddress, system_address, user_address
+from warpgate.net.addresses import Address, SystemAddress, system_address, user_address
 
 Receiver = Callable[[bytes, Address], None]
 

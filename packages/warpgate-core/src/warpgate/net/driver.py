@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from .addresses import Address
+from warpgate.net.addresses import Address
 
 
 class Machine(Protocol):

@@ -8,10 +8,10 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from ..events import Counters
-from .addresses import Address
-from .constants import SUB_ALL
-from .subscription import (
+from warpgate.events import Counters
+from warpgate.net.addresses import Address
+from warpgate.net.constants import SUB_ALL
+from warpgate.net.subscription import (
     MESSAGE_OVERHEAD,
     Key,
     Message,
@@ -23,7 +23,7 @@ from .subscription import (
 )
 
 if TYPE_CHECKING:
-    from .pipe import Pipe
+    from warpgate.net.pipe import Pipe
 
 log = logging.getLogger("warpgate.pipe")
 
@@ -70,6 +70,7 @@ class Inbox:
         "_work",
         "counters",
         "dropped",
+        "keep_bytes",
         "unmatched",
     )
 

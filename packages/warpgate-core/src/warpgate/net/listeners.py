@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from .addresses import Address, explained, system_address
-from .constants import IP6
-from .datagram import DatagramSocket
-from .tcp import TcpPipe
+from warpgate.net.addresses import Address, explained, system_address
+from warpgate.net.constants import IP6
+from warpgate.net.datagram import DatagramSocket
+from warpgate.net.tcp import TcpPipe
 
 log = logging.getLogger("warpgate.listeners")
 

@@ -13,10 +13,9 @@ from typing import Any
 
 import psutil
 
-from ..protocol.ip import is_link_local, is_loopback, is_public, split_scope
-from .addresses import canonical_ip
-from .constants import IP4, IP6, af_name
-from .procnet import (
+from warpgate.net.addresses import canonical_ip
+from warpgate.net.constants import IP4, IP6, af_name
+from warpgate.net.procnet import (
     IFA_F_DADFAILED,
     IFA_F_DEPRECATED,
     IFA_F_TEMPORARY,
@@ -26,7 +25,8 @@ from .procnet import (
     parse_ipv6_route,
     parse_route,
 )
-from .route import Route
+from warpgate.net.route import Route
+from warpgate.protocol.ip import is_link_local, is_loopback, is_public, split_scope
 
 # Names that container, VM and VPN software gives its interfaces. The name only ranks: in a
 # container the one real way out may well be a veth.

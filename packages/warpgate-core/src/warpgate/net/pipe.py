@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
 
-from ..errors import PipeClosed, RemoteProtocolError
-from ..events import Counters
-from .addresses import Address
-from .inbox import Receiver, no_callbacks
-from .reading import Reader
-from .subscription import MsgCallback
+from warpgate.errors import PipeClosed, RemoteProtocolError
+from warpgate.events import Counters
+from warpgate.net.addresses import Address
+from warpgate.net.inbox import Receiver, no_callbacks
+from warpgate.net.reading import Reader
+from warpgate.net.subscription import MsgCallback
 
 log = logging.getLogger("warpgate.pipe")
 

@@ -6,12 +6,12 @@ import asyncio
 import math
 from typing import Any, Self, cast
 
-from ..errors import PipeClosed
-from .addresses import Address
-from .constants import SUB_ALL
-from .inbox import READ_SIZE, Inbox
-from .subscription import Subscription
-from .waiter import Waiter
+from warpgate.errors import PipeClosed
+from warpgate.net.addresses import Address
+from warpgate.net.constants import SUB_ALL
+from warpgate.net.inbox import READ_SIZE, Inbox
+from warpgate.net.subscription import Subscription
+from warpgate.net.waiter import Waiter
 
 
 class Reader(Inbox):

@@ -8,14 +8,21 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from ..protocol.ip import is_link_local, is_loopback, split_scope
-from .addresses import Address, SystemAddress, explained, is_ip, system_address, user_address
-from .constants import IP4, IP6, TCP, af_name, transport_name
+from warpgate.net.addresses import (
+    Address,
+    SystemAddress,
+    explained,
+    is_ip,
+    system_address,
+    user_address,
+)
+from warpgate.net.constants import IP4, IP6, TCP, af_name, transport_name
+from warpgate.protocol.ip import is_link_local, is_loopback, split_scope
 
 if TYPE_CHECKING:
-    from .nic import Interface
-    from .pipe import Pipe
-    from .udp import UdpPipe
+    from warpgate.net.nic import Interface
+    from warpgate.net.pipe import Pipe
+    from warpgate.net.udp import UdpPipe
 
 # Linux: bind() leaves the choice of the port to connect(), so that ports can be shared by
 # connections to different peers (ip(7)). Python has no name for it before 3.12.
@@ -155,7 +162,7 @@ class Route:
             ValueError: ``dest`` is no address of this route's family.
 
         """
-        from .udp import UdpPipe
+        from warpgate.net.udp import UdpPipe
 
         sock: socket.socket | None = None
         try:
@@ -211,7 +218,7 @@ class Route:
 
 
 async def _adopt(sock: socket.socket) -> Pipe:
-    from .tcp import TcpPipe
+    from warpgate.net.tcp import TcpPipe
 
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     loop = asyncio.get_running_loop()

@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..protocol.ip import split_scope
-from .addresses import Address, canonical_ip
-from .waiter import Waiter
+from warpgate.net.addresses import Address, canonical_ip
+from warpgate.net.waiter import Waiter
+from warpgate.protocol.ip import split_scope
 
 if TYPE_CHECKING:
-    from .pipe import Pipe
+    from warpgate.net.pipe import Pipe
 
 Message = tuple[bytes, Address]
 MsgCallback = Callable[[bytes, Address, "Pipe"], Awaitable[Any] | None]

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
-from ..errors import PipeClosed
-from ..protocol.ip import is_loopback
-from .addresses import Address, user_address
-from .inbox import HIGH_WATER, LOW_WATER, READ_SIZE
-from .pipe import NO_ADDRESS, Pipe, as_bytes
-from .subscription import MESSAGE_OVERHEAD
+from warpgate.errors import PipeClosed
+from warpgate.net.addresses import Address, user_address
+from warpgate.net.inbox import HIGH_WATER, LOW_WATER, READ_SIZE
+from warpgate.net.pipe import NO_ADDRESS, Pipe, as_bytes
+from warpgate.net.subscription import MESSAGE_OVERHEAD
+from warpgate.protocol.ip import is_loopback
 
 LINGER_S = 1.0  # close() waits this long for the peer's end once everything has been sent
 FLUSH_STALL_S = 10.0  # close() gives up when the peer takes nothing for so long

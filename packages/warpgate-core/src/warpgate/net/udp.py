@@ -7,11 +7,11 @@ import socket
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
-from ..errors import PipeClosed
-from ..protocol.ip import is_loopback
-from .addresses import Address
-from .datagram import BURST, DatagramSocket, Receiver
-from .pipe import NO_ADDRESS, Pipe, as_bytes
+from warpgate.errors import PipeClosed
+from warpgate.net.addresses import Address
+from warpgate.net.datagram import BURST, DatagramSocket, Receiver
+from warpgate.net.pipe import NO_ADDRESS, Pipe, as_bytes
+from warpgate.protocol.ip import is_loopback
 
 MAX_PAYLOAD = 65507  # bytes of a UDP datagram over IPv4: RFC 768, RFC 791
 

@@ -6,14 +6,14 @@ import ipaddress
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
-from ..net.constants import IP4, IP6
-from ..net.nic import Interface, list_interfaces, loopback_interface
-from ..protocol.ip import is_loopback
-from ..protocol.peer_address import Endpoint, InterfaceRecord
+from warpgate.errors import ConfigError
+from warpgate.net.constants import IP4, IP6
+from warpgate.net.nic import Interface, list_interfaces, loopback_interface
+from warpgate.protocol.ip import is_loopback
+from warpgate.protocol.peer_address import Endpoint, InterfaceRecord
 
 if TYPE_CHECKING:
-    from ..protocol.peer_address import PeerAddress
+    from warpgate.protocol.peer_address import PeerAddress
 
 LOOPBACK_HOSTS = ((IP4, "127.0.0.1"), (IP6, "::1"))
 
@@ -103,8 +103,8 @@ def direct_targets(
     local: PeerAddress, peer: PeerAddress, nics: Sequence[Interface], loopback: Interface
 ) -> list[tuple[Interface, int, str, int]]:
     """Return the ways to a peer's listening port for direct signals, best first."""
-    from ..traversal.combine import scoped
-    from ..traversal.paths import find_paths
+    from warpgate.traversal.combine import scoped
+    from warpgate.traversal.paths import find_paths
 
     targets: dict[tuple[str, int], tuple[Interface, int, str, int]] = {}
     for path in find_paths(local, peer, nics)[0]:

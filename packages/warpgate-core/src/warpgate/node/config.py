@@ -39,8 +39,9 @@ import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from ..errors import ConfigError
-from ..server_urls import (
+from warpgate.errors import ConfigError
+from warpgate.node.node_defs import NODE_CONF
+from warpgate.server_urls import (
     NTP_PORT,
     STUN_PORT,
     TurnServer,
@@ -50,7 +51,6 @@ from ..server_urls import (
     parse_turn,
     redact,
 )
-from .node_defs import NODE_CONF
 
 # No third party's servers are used unless somebody asks for them: a broker or a STUN server learns
 # who talks to whom, and public ones come and go.

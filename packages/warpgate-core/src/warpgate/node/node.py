@@ -11,39 +11,44 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..errors import PipeClosed, SignallingError, TraversalError
-from ..events import Counters, Event, InboundPipe
-from ..hooks import Hooks
-from ..identity import default_port, load_or_create, machine_id, stack_id
-from ..loading import load
-from ..net.constants import IP4, IP6, NIC_BIND, route_type_name
-from ..net.listeners import Listeners
-from ..net.nic import loopback_interface, own_ips
-from ..protocol.peer_address import PeerAddress, pack_address
-from ..protocol.proto_msg import ConMsg
-from ..resources import Resources
-from ..signalling.direct import DirectTransport
-from ..signalling.router import SignalRouter
-from ..traversal.manager import TraversalManager
-from ..traversal.plan import Combination
-from .addressing import choose_interfaces, direct_targets, interface_records, listening_hosts
-from .config import make_config
-from .install import install_strategies
-from .mailbox import Mailbox
-from .pipes import OpenPipes
-from .rendezvous import Rendezvous
-from .resolve import resolve
-from .slots import IdentitySlot
+from warpgate.errors import PipeClosed, SignallingError, TraversalError
+from warpgate.events import Counters, Event, InboundPipe
+from warpgate.hooks import Hooks
+from warpgate.identity import default_port, load_or_create, machine_id, stack_id
+from warpgate.loading import load
+from warpgate.net.constants import IP4, IP6, NIC_BIND, route_type_name
+from warpgate.net.listeners import Listeners
+from warpgate.net.nic import loopback_interface, own_ips
+from warpgate.node.addressing import (
+    choose_interfaces,
+    direct_targets,
+    interface_records,
+    listening_hosts,
+)
+from warpgate.node.config import make_config
+from warpgate.node.install import install_strategies
+from warpgate.node.mailbox import Mailbox
+from warpgate.node.pipes import OpenPipes
+from warpgate.node.rendezvous import Rendezvous
+from warpgate.node.resolve import resolve
+from warpgate.node.slots import IdentitySlot
+from warpgate.protocol.peer_address import PeerAddress, pack_address
+from warpgate.protocol.proto_msg import ConMsg
+from warpgate.resources import Resources
+from warpgate.signalling.direct import DirectTransport
+from warpgate.signalling.router import SignalRouter
+from warpgate.traversal.manager import TraversalManager
+from warpgate.traversal.plan import Combination
 
 if TYPE_CHECKING:
-    from ..hello.messages import Deframer
-    from ..identity import Identity
-    from ..net.nic import Interface
-    from ..net.pipe import Pipe
-    from ..net.subscription import MsgCallback
-    from ..net.tcp import TcpPipe
-    from ..plugin import Plugin
-    from ..traversal.report import Report
+    from warpgate.hello.messages import Deframer
+    from warpgate.identity import Identity
+    from warpgate.net.nic import Interface
+    from warpgate.net.pipe import Pipe
+    from warpgate.net.subscription import MsgCallback
+    from warpgate.net.tcp import TcpPipe
+    from warpgate.plugin import Plugin
+    from warpgate.traversal.report import Report
 
 log = logging.getLogger("warpgate")
 
@@ -298,9 +303,9 @@ class Node:
                 this node's own; the node is closing.
 
         """
-        from ..traversal.auxiliary.fan_out import FanOut
-        from ..traversal.loaders import Loader
-        from .auto_connect import check_options
+        from warpgate.node.auto_connect import check_options
+        from warpgate.traversal.auxiliary.fan_out import FanOut
+        from warpgate.traversal.loaders import Loader
 
         check_options(self)
         if plugin_name is None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidAddressError, UnknownPeerError
-from ..protocol.peer_address import ADDRESS_TEXT_PREFIX, PeerAddress, parse_address
+from warpgate.errors import InvalidAddressError, UnknownPeerError
+from warpgate.protocol.peer_address import ADDRESS_TEXT_PREFIX, PeerAddress, parse_address
 
 if TYPE_CHECKING:
-    from .node import Node
+    from warpgate.node.node import Node
 
 MAX_NAME = 255
 

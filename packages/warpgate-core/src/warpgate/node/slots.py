@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from ..errors import ConfigError
+from warpgate.errors import ConfigError
 
 MAX_SLOTS = 1024
 

@@ -22,11 +22,10 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from warpgate.errors import LocalProtocolError, MessageTooLarge, RemoteProtocolError, UnknownMessage
 from warpgate.net.constants import IP4, IP6
-
-from . import strict
+from warpgate.protocol import strict
 
 if TYPE_CHECKING:
-    from .proto_msg import ProtoMsg
+    from warpgate.protocol.proto_msg import ProtoMsg
 
 MAX_MESSAGE_BYTES: Final = 8192
 MAX_WIRE_NAME_BYTES: Final = 128

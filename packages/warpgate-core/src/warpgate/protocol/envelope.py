@@ -29,12 +29,11 @@ from warpgate.errors import (
     StaleMessage,
 )
 from warpgate.identity import KEY_LENGTH, SIGNATURE_LENGTH, verify
-
-from . import strict
-from .codec import MAX_WIRE_NAME_BYTES
+from warpgate.protocol import strict
+from warpgate.protocol.codec import MAX_WIRE_NAME_BYTES
 
 if TYPE_CHECKING:
-    from .peer_address import Signer
+    from warpgate.protocol.peer_address import Signer
 
 SIGNAL_VERSION: Final = 1
 MAX_SIGNAL_BYTES: Final = 8192

@@ -26,9 +26,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from warpgate.errors import ConfigError, InvalidAddressError
 from warpgate.identity import KEY_LENGTH, SIGNATURE_LENGTH, node_id_text, verify
 from warpgate.net.constants import IP4, IP6, DeltaType, NATType
-
-from . import strict
-from .ip import split_scope
+from warpgate.protocol import strict
+from warpgate.protocol.ip import split_scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

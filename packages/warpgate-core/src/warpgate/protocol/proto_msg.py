@@ -17,10 +17,9 @@ from typing import Annotated, Any, ClassVar, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from warpgate.net.constants import NIC_BIND
-
-from .codec import pack_message, unpack_message
-from .con_id import PLUGIN_ID_LENGTH
-from .peer_address import MAX_ADDRESS_BYTES
+from warpgate.protocol.codec import pack_message, unpack_message
+from warpgate.protocol.con_id import PLUGIN_ID_LENGTH
+from warpgate.protocol.peer_address import MAX_ADDRESS_BYTES
 
 MAX_PLUGIN_NAME: Final = 64  # characters
 MAX_TTL: Final = 2**48  # Unix seconds; beyond any clock

@@ -13,9 +13,9 @@ import socket
 from types import TracebackType
 from typing import Any, Final, Self
 
-from ..errors import ConfigError, SignallingError
-from ..net.constants import IP4, IP6
-from ..server_urls import join_host_port
+from warpgate.errors import ConfigError, SignallingError
+from warpgate.net.constants import IP4, IP6
+from warpgate.server_urls import join_host_port
 
 MAX_CONNECTIONS: Final = 1024
 CLOSE_S: Final = 2.0

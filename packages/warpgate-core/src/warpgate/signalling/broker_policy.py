@@ -13,8 +13,8 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from ..protocol.ip import is_link_local, is_loopback, is_private, is_public, parse_ip
-from ..server_urls import BrokerURL, join_host_port, parse_broker
+from warpgate.protocol.ip import is_link_local, is_loopback, is_private, is_public, parse_ip
+from warpgate.server_urls import BrokerURL, join_host_port, parse_broker
 
 INBOX_PREFIX: Final = "wg/1/i/"
 TOPIC_HASH_BYTES: Final = 20

@@ -24,11 +24,11 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from ..errors import SignallingError
-from ..server_urls import BrokerURL
-from .broker_policy import WEBSOCKET_PATH
-from .mqtt_dial import CONNECT_TIMEOUT_S, connect_socket, discard, tls_handshake
-from .mqtt_packets import take_publish
+from warpgate.errors import SignallingError
+from warpgate.server_urls import BrokerURL
+from warpgate.signalling.broker_policy import WEBSOCKET_PATH
+from warpgate.signalling.mqtt_dial import CONNECT_TIMEOUT_S, connect_socket, discard, tls_handshake
+from warpgate.signalling.mqtt_packets import take_publish
 
 MQTT_5: Final = 5
 MQTT_3_1_1: Final = 4

@@ -9,9 +9,9 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import SignallingError
-from ..protocol.ip import parse_ip
-from ..server_urls import BrokerURL
+from warpgate.errors import SignallingError
+from warpgate.protocol.ip import parse_ip
+from warpgate.server_urls import BrokerURL
 
 MAX_ADDRESSES: Final = 4
 """Addresses of a broker's name that are tried."""

@@ -19,11 +19,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from ..protocol.envelope import MAX_SIGNAL_BYTES, SIGNAL_VERSION
+from warpgate.protocol.envelope import MAX_SIGNAL_BYTES, SIGNAL_VERSION
 
 if TYPE_CHECKING:
-    from ..events import Counters
-    from .mqtt_link import BrokerLink
+    from warpgate.events import Counters
+    from warpgate.signalling.mqtt_link import BrokerLink
 
 log = logging.getLogger("warpgate")
 

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import SignallingError
-from .broker_policy import normalise
-from .mqtt_dial import NotPermitted
+from warpgate.errors import SignallingError
+from warpgate.signalling.broker_policy import normalise
+from warpgate.signalling.mqtt_dial import NotPermitted
 
 if TYPE_CHECKING:
-    from ..server_urls import BrokerURL
-    from .mqtt import Session
+    from warpgate.server_urls import BrokerURL
+    from warpgate.signalling.mqtt import Session
 
 log = logging.getLogger("warpgate")
 
@@ -181,7 +181,7 @@ class BrokerLink:
         Some MQTT 3.1.1 brokers refuse version 5, some close the connection, some say nothing at
         all: so the older version gets its try after a moment, beside the first.
         """
-        from .mqtt import VersionRefused
+        from warpgate.signalling.mqtt import VersionRefused
 
         loop = asyncio.get_running_loop()
         reached: asyncio.Future[None] = loop.create_future()
@@ -215,7 +215,7 @@ class BrokerLink:
         raise SignallingError("; ".join(dict.fromkeys(errors)))
 
     async def _try(self, version: int, reached: asyncio.Future[None] | None) -> Session:
-        from . import mqtt
+        from warpgate.signalling import mqtt
 
         session = await mqtt.open_session(
             self._url,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .mqtt_link import BrokerLink
+    from warpgate.signalling.mqtt_link import BrokerLink
 
 Publish = Callable[["BrokerLink"], asyncio.Task[None]]
 

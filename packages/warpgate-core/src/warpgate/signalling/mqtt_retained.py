@@ -7,12 +7,12 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from ..errors import SignallingError
-from .broker_policy import topic_matches
+from warpgate.errors import SignallingError
+from warpgate.signalling.broker_policy import topic_matches
 
 if TYPE_CHECKING:
-    from ..events import Counters
-    from .mqtt_link import BrokerLink
+    from warpgate.events import Counters
+    from warpgate.signalling.mqtt_link import BrokerLink
 
 MAX_KEPT: Final = 16
 """Retained topics of a node."""

@@ -13,19 +13,19 @@ import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import ConfigError, SignallingError
-from ..protocol.peer_address import MAX_BROKER_BYTES, MAX_BROKERS
-from ..server_urls import BrokerURL, parse_broker, redact
-from .broker_policy import inbox_topic, may_dial, normalise
-from .mqtt_inbox import Inbox
-from .mqtt_link import RESEND_S, BrokerLink, BrokerStatus
-from .mqtt_race import Race
-from .mqtt_retained import MARK, Retained
-from .transport import Deliver, SignalOrigin
+from warpgate.errors import ConfigError, SignallingError
+from warpgate.protocol.peer_address import MAX_BROKER_BYTES, MAX_BROKERS
+from warpgate.server_urls import BrokerURL, parse_broker, redact
+from warpgate.signalling.broker_policy import inbox_topic, may_dial, normalise
+from warpgate.signalling.mqtt_inbox import Inbox
+from warpgate.signalling.mqtt_link import RESEND_S, BrokerLink, BrokerStatus
+from warpgate.signalling.mqtt_race import Race
+from warpgate.signalling.mqtt_retained import MARK, Retained
+from warpgate.signalling.transport import Deliver, SignalOrigin
 
 if TYPE_CHECKING:
-    from ..events import Counters
-    from ..protocol.peer_address import PeerAddress, Signer
+    from warpgate.events import Counters
+    from warpgate.protocol.peer_address import PeerAddress, Signer
 
 SEND_S: Final = 5.0
 """How long a signal may take to be accepted by a broker."""

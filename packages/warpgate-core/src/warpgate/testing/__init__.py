@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .case import AsyncTestCase
-from .leaks import LeakCheck, open_descriptors
-from .nodes import echo, started_nodes
-from .stage import Stage
+from warpgate.testing.case import AsyncTestCase
+from warpgate.testing.leaks import LeakCheck, open_descriptors
+from warpgate.testing.nodes import echo, started_nodes
+from warpgate.testing.stage import Stage
 
 if TYPE_CHECKING:
-    from .conformance import StrategyConformance
+    from warpgate.testing.conformance import StrategyConformance
 
 __all__ = [
     "AsyncTestCase",
@@ -30,7 +30,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "StrategyConformance":  # needs pytest, which the rest does not
-        from .conformance import StrategyConformance
+        from warpgate.testing.conformance import StrategyConformance
 
         return StrategyConformance
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unittest
 from typing import ClassVar
 
-from .leaks import GRACE_S, LeakCheck
+from warpgate.testing.leaks import GRACE_S, LeakCheck
 
 
 class AsyncTestCase(unittest.IsolatedAsyncioTestCase):

@@ -11,19 +11,19 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 
-from ..contract import check_strategy
-from ..identity import Identity, stack_id
-from ..net.constants import IP4, IP6, PHASES, af_name, route_type_name
-from ..net.nic import loopback_interface
-from ..net.pipe import Pipe
-from ..net.route import Route
-from ..node.auto_connect import auto_connect
-from ..node.node import Node
-from ..plugin import Plugin
-from ..protocol.peer_address import InterfaceRecord, PeerAddress, pack_address
-from ..protocol.proto_msg import ConMsg
-from .leaks import LeakCheck
-from .nodes import echo, started_nodes
+from warpgate.contract import check_strategy
+from warpgate.identity import Identity, stack_id
+from warpgate.net.constants import IP4, IP6, PHASES, af_name, route_type_name
+from warpgate.net.nic import loopback_interface
+from warpgate.net.pipe import Pipe
+from warpgate.net.route import Route
+from warpgate.node.auto_connect import auto_connect
+from warpgate.node.node import Node
+from warpgate.plugin import Plugin
+from warpgate.protocol.peer_address import InterfaceRecord, PeerAddress, pack_address
+from warpgate.protocol.proto_msg import ConMsg
+from warpgate.testing.leaks import LeakCheck
+from warpgate.testing.nodes import echo, started_nodes
 
 GUARD_S = 20.0
 """No test waits longer for anything: a strategy that hangs fails instead."""

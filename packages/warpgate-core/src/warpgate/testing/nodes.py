@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from ..net.pipe import Pipe
-from ..node.node import Node
-from ..node.node_defs import NODE_TEST_CONF
-from ..plugin import Plugin
-from .stage import Stage
+from warpgate.net.pipe import Pipe
+from warpgate.node.node import Node
+from warpgate.node.node_defs import NODE_TEST_CONF
+from warpgate.plugin import Plugin
+from warpgate.testing.stage import Stage
 
 
 @asynccontextmanager

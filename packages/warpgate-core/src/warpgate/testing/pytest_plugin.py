@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 import pytest
 import pytest_asyncio
 
-from ..node.node import Node
-from ..node.node_defs import NODE_TEST_CONF
-from .leaks import LeakCheck
-from .stage import Stage
+from warpgate.node.node import Node
+from warpgate.node.node_defs import NODE_TEST_CONF
+from warpgate.testing.leaks import LeakCheck
+from warpgate.testing.stage import Stage
 
 MakeNode: TypeAlias = Callable[..., Awaitable[Node]]
 

@@ -7,17 +7,17 @@ from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ..contract import check_strategy
-from ..errors import PluginDefinitionError
-from ..hooks import LoadedObject
-from ..hookspecs import hookimpl
-from ..loading import LoadedStrategy, LoadReport
-from ..plugin import Plugin
-from ..signalling.memory import MemoryHub, MemoryTransport
+from warpgate.contract import check_strategy
+from warpgate.errors import PluginDefinitionError
+from warpgate.hooks import LoadedObject
+from warpgate.hookspecs import hookimpl
+from warpgate.loading import LoadedStrategy, LoadReport
+from warpgate.plugin import Plugin
+from warpgate.signalling.memory import MemoryHub, MemoryTransport
 
 if TYPE_CHECKING:
-    from ..node.node import Node
-    from ..signalling.transport import SignalTransport
+    from warpgate.node.node import Node
+    from warpgate.signalling.transport import SignalTransport
 
 DISTRIBUTION = "warpgate.testing"
 
