@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from warpgate_natlab import Lab, LabError
-from warpgate_natlab.probe import Prober, receive
+from warpgate_natlab.probe import Prober
 from warpgate_natlab.pytest_plugin import Factory
+from warpgate_natlab.sockets import receive
 from warpgate_natlab.topology import PROBES, nat64
 
 pytestmark = pytest.mark.netns

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from warpgate_natlab import Lab
-from warpgate_natlab.probe import Measurement, Prober
-from warpgate_natlab.profiles import APD, EI, PROFILES, Expectation, profile
-from warpgate_natlab.selftest import DELAY_MS, LOSS, compare, selftest, table
+from warpgate_natlab.measurement import Measurement
+from warpgate_natlab.probe import Prober
+from warpgate_natlab.profiles import AD, APD, EI, PROFILES, Expectation, profile
+from warpgate_natlab.selftest import DELAY_MS, LOSS, check_profile, compare, selftest, table
 
 TRUE = Measurement(
     mapping=EI, filtering=APD, allocation="preserving", hairpin="no", tcp="all", tcp_mapping=EI,
-    syn="drop", timer="yes", delay_out_ms=DELAY_MS, delay_in_ms=DELAY_MS, loss=LOSS, loss_free=0.0,
+    syn="drop", timer="yes", tcp_filtering=APD,
+    syn_mapped="drop", tcp_timer="yes", delay_out_ms=DELAY_MS, delay_in_ms=DELAY_MS, loss=LOSS, loss_free=0.0,
 )  # fmt: skip
 PROMISE = Expectation(EI, APD, "preserving", "no")
 
@@ -26,6 +31,7 @@ def test_what_is_as_promised_passes() -> None:
     [
         {"mapping": APD}, {"filtering": EI}, {"allocation": "random"}, {"hairpin": "yes"}, {"tcp": "443"},
         {"tcp_mapping": APD}, {"syn": "rst"}, {"timer": "early True, over False"}, {"delay_out_ms": 5.0},
+        {"tcp_filtering": EI}, {"syn_mapped": "rst"}, {"tcp_timer": "early True, over False"},
         {"delay_in_ms": None}, {"loss": 0.1}, {"loss": None}, {"loss_free": 0.05},
     ],
     ids=str,
@@ -56,6 +62,33 @@ def test_the_probe_is_told_nothing(built: str, promised: str) -> None:
         if built == "fullcone":
             lab.set_nat("a", mapping=APD)
             assert prober.udp_mapping() == APD
+            lab.set_nat("a", mapping=EI)
+            assert prober.tcp_filtering() == (EI, "accept")
+            lab.set_nat("a", filtering=AD)
+            assert prober.tcp_filtering() == (AD, "drop")
+            lab.set_nat("a", filtering=APD, stray_syn="rst")
+            assert prober.tcp_filtering() == (APD, "rst")
+
+
+@pytest.mark.netns
+def test_the_documents_own_profile_can_be_probed() -> None:
+    document = Path(__file__).parents[3] / "docs" / "laboratory.md"
+    (source,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", document.read_text("utf-8"), re.DOTALL)
+        if "OFFICE = Profile(" in block
+    )
+    names: dict[str, Any] = {}
+    exec(source, names)
+    (row,) = check_profile(names["OFFICE"])
+    assert (row.name, row.wrong) == ("office", [])
+
+
+@pytest.mark.netns
+def test_a_mapping_that_lives_on_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "set_nat", lambda *_, **__: None)  # nobody shortens the timers
+    with Lab("port-restricted", "open") as lab, Prober(lab) as prober:
+        assert prober.timers() == ("early True, over False", "early True, over False")
 
 
 @pytest.mark.netns

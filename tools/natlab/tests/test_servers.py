@@ -9,8 +9,8 @@ import pytest
 
 from warpgate.server_urls import parse_broker, parse_host_port, parse_turn
 from warpgate_natlab import Lab
-from warpgate_natlab.probe import dial, receive
 from warpgate_natlab.pytest_plugin import Factory
+from warpgate_natlab.sockets import dial, receive
 from warpgate_natlab.topology import BROKERS, NTP, STUN, server_v6
 
 pytestmark = pytest.mark.netns

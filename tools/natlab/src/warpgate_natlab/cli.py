@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
@@ -16,8 +17,10 @@ from warpgate.net.constants import af_name, route_type_name
 
 from . import matrix as grids
 from . import runs, selftest
+from .impairments import check_impairments
 from .lab import Lab
 from .namespaces import LabError, why_not
+from .parallel import leave
 from .profiles import GRID, PAIRS, PROFILES
 from .session import TIMEOUT_S, Result, run_pair
 
@@ -88,7 +91,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lab: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return _interrupted(options.command, 130)
+    except SystemExit as end:  # SIGTERM, by _leave
+        return _interrupted(options.command, int(end.code or 0))
+
+
+def _interrupted(command: str, status: int) -> int:
+    """Wait for no laboratory in another thread: a probe takes its time."""
+    if command in ("matrix", "selftest"):
+        leave(status)
+    return status
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
@@ -160,7 +172,7 @@ def _describe(result: Result) -> list[str]:
         )
     else:
         took = "" if result.connect_s is None else f" after {result.connect_s:.2f} s"
-        cause = result.error.partition("\n")[0]  # the table has the rest
+        cause = result.error.partition("\n")[0].rstrip(":")  # the table has the rest
         lines.append(f"NOT CONNECTED{took}: {cause}")
     return lines
 
@@ -211,17 +223,33 @@ def _selftest(options: argparse.Namespace) -> int:
         print(f"{row.name} ({row.seconds:.1f} s): {verdict}", file=sys.stderr, flush=True)
 
     rows = selftest.selftest(options.profiles, workers=options.jobs, done=done)
-    wrong = {} if options.profiles else {k: v for k, v in selftest.pairs().items() if v}
+    everything = not options.profiles
+    pairs = selftest.pairs() if everything else {}
+    found = check_impairments() if everything else []
     if options.json:
-        print(json.dumps([row.as_dict() for row in rows], indent=1))
+        plain = {
+            "profiles": [row.as_dict() for row in rows],
+            "pairs": pairs,
+            "impairments": [asdict(finding) for finding in found],
+        }
+        print(json.dumps(plain, indent=1))
     else:
         print("\n".join(selftest.table(rows)))
-        for name, texts in wrong.items():
-            print(f"{name}: {'; '.join(texts)}")
-    bad = sum(bool(row.wrong) for row in rows) + len(wrong)
-    checked = f"{len(rows)} profiles" + ("" if options.profiles else f" and {len(PAIRS)} pairs")
+    bad = sum(bool(row.wrong) for row in rows) + sum(map(bool, pairs.values()))
+    bad += sum(not finding.right for finding in found)
+    if everything and not options.json:
+        cells: list[Sequence[str]] = [("pair or impairment", "found", "verdict")]
+        cells += [(name, "", "; ".join(pairs[name]) or "as promised") for name in pairs]
+        cells += [(f.name, f.found, "as promised" if f.right else "WRONG") for f in found]
+        print("\n".join(["", *selftest.columns(cells), ""]))
+    checked = f"{len(rows)} rows of profiles"
+    if everything:
+        checked += f", {len(pairs)} pairs and {len(found)} impairments"
     seconds = time.monotonic() - started
-    print(f"{checked} probed in {seconds:.1f} s: {bad} not as promised")
+    print(
+        f"{checked} probed in {seconds:.1f} s: {bad} not as promised",
+        file=sys.stderr if options.json else sys.stdout,
+    )
     return 1 if bad else 0
 
 

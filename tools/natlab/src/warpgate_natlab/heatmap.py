@@ -1,4 +1,8 @@
-"""Draws a matrix: one square per pair, coloured by time, with who won. Needs matplotlib."""
+"""Draws a matrix: one square per pair, coloured by time, with who won. Needs matplotlib.
+
+Grey is a pair without a path, white one that was not run. The colours (viridis) can be told apart
+by the colour-blind and in print.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ if TYPE_CHECKING:
 
 SLOWEST_S: Final = 3.0
 """The colour scale ends here."""
+DARK_S: Final = 1.4
+"""From here on the squares are so dark that white is read better."""
 SHORT: Final = {
     "direct_connect": "direct", "reverse_connect": "reverse", "tcp_punch": "tcp",
     "udp_punch": "udp", "random_probe": "probe", "turn": "relay",
@@ -41,15 +47,21 @@ def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
             if median is not None:
                 grid[row][column] = min(median, SLOWEST_S)
             _label(axes, row, column, cell)
-        image = axes.imshow(grid, cmap="RdYlGn_r", vmin=0, vmax=SLOWEST_S)
-        figure.colorbar(image, ax=axes, label="seconds to the first answer (median)", shrink=0.8)
+        image = axes.imshow(grid, cmap="viridis_r", vmin=0, vmax=SLOWEST_S)
+        label = "seconds from the call to the first answer (median); grey: no path"
+        figure.colorbar(image, ax=axes, label=label, shrink=0.8, extend="max")
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axes.set_yticks(range(len(names)), names)
         axes.set_ylabel("a (connects)")
         axes.set_xlabel("b")
-        axes.set_facecolor("#eeeeee")
+        axes.set_xticks([number - 0.5 for number in range(1, len(names))], minor=True)
+        axes.set_yticks([number - 0.5 for number in range(1, len(names))], minor=True)
+        axes.grid(which="minor", color="white", linewidth=2)
+        axes.tick_params(which="minor", length=0)
         whole = sum(cell.connected == len(cell.runs) for cell in cells)
-        axes.set_title(f"{whole} of {len(cells)} pairs connected in every run")
+        runs = max((len(cell.runs) for cell in cells), default=0)
+        times = "once each" if runs == 1 else f"{runs} runs each"
+        axes.set_title(f"{whole} of {len(cells)} pairs connected in every run ({times})")
         figure.tight_layout()
         paths = [folder / "matrix.png", folder / "matrix.svg"]
         figure.savefig(paths[0], dpi=120)
@@ -61,10 +73,13 @@ def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
 def _label(axes: Any, row: int, column: int, cell: Cell) -> None:
     total = len(cell.runs)
     median = cell.median_s
+    colour = "black"
     if median is None:
         text = "no path"
+        axes.fill_between((column - 0.5, column + 0.5), row - 0.5, row + 0.5, color="#dddddd", lw=0)
     else:
+        colour = "white" if median > DARK_S else "black"
         won = ", ".join(SHORT.get(name, name) for name in cell.strategies.split(", "))
         part = "" if cell.connected == total else f"\n{cell.connected}/{total}"
         text = f"{median:.2f} s\n{won}{part}"
-    axes.text(column, row, text, ha="center", va="center", fontsize=7)
+    axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)

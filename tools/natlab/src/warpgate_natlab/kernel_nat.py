@@ -97,11 +97,15 @@ def ruleset(router: Namespace) -> str:
     return router.run([command("nft") or "nft", "list", "ruleset"]).stdout
 
 
-def set_udp_timer(router: Namespace, seconds: int) -> None:
-    """Set how long the kernel keeps a silent UDP connection, in whole seconds."""
+def set_timers(router: Namespace, seconds: int) -> None:
+    """Set how long the kernel keeps silent UDP and established TCP connections, in whole seconds."""
     router.sysctl(
         netfilter__nf_conntrack_udp_timeout=seconds,
         netfilter__nf_conntrack_udp_timeout_stream=seconds,
+        netfilter__nf_conntrack_tcp_timeout_established=seconds,
+        # Data that nobody acknowledges has a time of its own.
+        netfilter__nf_conntrack_tcp_timeout_unacknowledged=seconds,
+        netfilter__nf_conntrack_tcp_timeout_max_retrans=seconds,
     )
 
 

@@ -135,6 +135,8 @@ class Lab:
         for role, address in router.hosts:
             ip_batch(
                 [
+                    # As on TUN: no link-local address, which would differ from run to run.
+                    "link set eth0 addrgenmode none",
                     f"addr add {address}/24 dev eth0",
                     "link set eth0 up",
                     f"route add default via {router.address}",

@@ -6,7 +6,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations_with_replacement, product
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 from .lab import Lab
 from .namespaces import LabError
+from .parallel import in_parallel
 from .profiles import profile
 from .selftest import columns
 from .session import TIMEOUT_S, Result, run_pair
@@ -135,9 +135,8 @@ def matrix(
         return result
 
     order = [(cell, number) for number in range(runs) for cell in cells]
-    with ThreadPoolExecutor(jobs) as pool:
-        for (cell, _), result in zip(order, pool.map(run, order), strict=True):
-            cell.runs.append(result)
+    for (cell, _), result in zip(order, in_parallel(run, order, jobs), strict=True):
+        cell.runs.append(result)
     return cells
 
 

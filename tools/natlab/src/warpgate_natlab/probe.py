@@ -7,17 +7,16 @@ names what it saw in the words of RFC 4787 (the tests are those of RFC 5780, and
 from __future__ import annotations
 
 import contextlib
-import errno
-import selectors
 import socket
 import statistics
 import time
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Self
 
 from . import kernel_nat
+from .measurement import Measurement
 from .profiles import AD, APD, EI
+from .sockets import WAIT_S, Address, accept, classify, dial, reaction, readable, receive
 from .topology import PROBES, nat64, server_v6
 
 if TYPE_CHECKING:
@@ -25,12 +24,8 @@ if TYPE_CHECKING:
 
     from .lab import Lab
 
-Address = tuple[str, int]
-
 PORTS: Final = (443, 7001)
 LISTEN_PORT: Final = 18080
-WAIT_S: Final = 0.35
-"""How long to wait for a packet; it is under way for 50 ms at the most, there and back."""
 SAMPLES: Final = 16
 BLOCK_SPREAD: Final = 1024
 TIMER_S: Final = 1
@@ -38,32 +33,6 @@ LOSS: Final = 0.25
 LOSS_PACKETS: Final = 600
 BATCH: Final = 50
 DELAY_SAMPLES: Final = 10
-
-
-@dataclass
-class Measurement:
-    """What was found; the fields of :class:`~warpgate_natlab.profiles.Expectation`, and more.
-
-    Attributes:
-        tcp_mapping: the mapping behaviour for TCP.
-        delay_out_ms, delay_in_ms: one way, host to server and back; None: nothing came through.
-        loss: the fraction lost while the link lost ``LOSS``; None: UDP does not get through.
-        loss_free: the fraction lost without impairment.
-
-    """
-
-    mapping: str
-    filtering: str
-    allocation: str
-    hairpin: str
-    tcp: str
-    tcp_mapping: str
-    syn: str
-    timer: str
-    delay_out_ms: float | None
-    delay_in_ms: float | None
-    loss: float | None
-    loss_free: float | None
 
 
 class Prober:
@@ -109,6 +78,8 @@ class Prober:
         mapping = self.udp_mapping()
         tcp = self.tcp_reach()
         delay = self.delay() if mapping != "blocked" else self.tcp_delay()
+        tcp_filtering, syn_mapped = self.tcp_filtering()
+        udp_timer, tcp_timer = self.timers()
         return Measurement(
             mapping=mapping,
             filtering=self.udp_filtering(),
@@ -117,7 +88,10 @@ class Prober:
             tcp=tcp,
             tcp_mapping=self.tcp_mapping(tcp),
             syn=self.stray_syn(),
-            timer=self.udp_timer(),
+            timer=udp_timer,
+            tcp_filtering=tcp_filtering,
+            syn_mapped=syn_mapped,
+            tcp_timer=tcp_timer,
             delay_out_ms=delay[0],
             delay_in_ms=delay[1],
             loss=self.loss(LOSS),
@@ -152,7 +126,7 @@ class Prober:
         with self.host_sockets() as (sock,):
             seen = self.mapped(sock, range(4))
             local = sock.getsockname()[:2]
-        return _classify([seen.get(index) for index in range(4)], local)
+        return classify([seen.get(index) for index in range(4)], local)
 
     def udp_allocation(self) -> str:
         """Return how outside ports are chosen, from one mapping of each of several sockets."""
@@ -212,25 +186,40 @@ class Prober:
     def _as_host_sees(self, address: Address) -> Address:
         return (nat64(address[0]), address[1]) if self.version == 64 else address
 
-    def udp_timer(self) -> str:
-        """Shorten the mapping's life, and see that it holds for that long and no longer."""
+    def timers(self) -> tuple[str, str]:
+        """Shorten the life of UDP and TCP mappings; see that each holds for that long and no longer."""
         if self.nic.router is not None:
-            kernel_nat.set_udp_timer(self.lab.router("a"), TIMER_S)
+            kernel_nat.set_timers(self.lab.router("a"), TIMER_S)
         elif self.nic.nodes:
-            self.lab.set_nat("a", timers={"udp_s": TIMER_S, "udp_first_packet_s": None})
-        with self.host_sockets(2) as (early, late):
+            timers = {"udp_s": TIMER_S, "udp_first_packet_s": None, "tcp_established_s": TIMER_S}
+            self.lab.set_nat("a", timers=timers)
+        with self.host_sockets(2) as (early, late), contextlib.ExitStack() as stack:
             outside = [self.mapped(sock, [0]).get(0) for sock in (early, late)]
-            if outside[0] is None or outside[1] is None:
-                return "n/a"
+            streams = stack.enter_context(self.connections(2))
             time.sleep(TIMER_S * 0.4)
-            self.servers[0].sendto(b"early", outside[0])
-            alive = bool(receive([early], WAIT_S, 1))
+            alive = self._arrive(early, outside[0]), self._arrive_stream(streams[:1])
             time.sleep(TIMER_S * 1.2)
-            self.servers[0].sendto(b"late", outside[1])
-            over = not receive([late], WAIT_S, 1)
+            over = not self._arrive(late, outside[1]), not self._arrive_stream(streams[1:])
+        udp = "n/a" if None in outside else self._timer(alive[0], over[0])
+        return udp, self._timer(alive[1], over[1]) if len(streams) == 2 else "n/a"
+
+    def _timer(self, alive: bool, over: bool) -> str:
         if alive and over:
             return "yes"
         return "n/a" if alive and self._unfiltered() else f"early {alive}, over {over}"
+
+    def _arrive(self, sock: socket.socket, outside: Address | None) -> bool:
+        """Tell whether a packet of the server that was written to comes in."""
+        if outside is None:
+            return False
+        self.servers[0].sendto(b"in", outside)
+        return bool(receive([sock], WAIT_S, 1))
+
+    def _arrive_stream(self, streams: Sequence[tuple[socket.socket, socket.socket]]) -> bool:
+        for near, far in streams:
+            far.send(b"in")
+            return readable(near)
+        return False
 
     def _unfiltered(self) -> bool:
         with self.host_sockets() as (silent,):
@@ -284,7 +273,7 @@ class Prober:
             seconds = time.perf_counter() - start
             wanted = sock.getsockname()[1]
             with contextlib.suppress(BlockingIOError):
-                accepted, source = _accept(self.listeners[index])
+                accepted, source = accept(self.listeners[index])
                 self._abort(sock)
                 self._abort(accepted)
                 accepted.close()
@@ -313,7 +302,48 @@ class Prober:
         seen = [way[1] if way else None for way in ways]
         if reach == "443":
             seen = [seen[0], seen[0], seen[2], seen[2]]
-        return _classify(seen, (self.local, port))
+        return classify(seen, (self.local, port))
+
+    @contextlib.contextmanager
+    def connections(self, count: int) -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+        """Connect to the first target; give both ends of what came up, and reset it at the end."""
+        with contextlib.ExitStack() as stack:
+            made = []
+            for _ in range(count):
+                near = self.lab.a.socket(socket.SOCK_STREAM, self.local, reuse=True)
+                stack.enter_context(near)
+                if dial(near, self.targets[0], WAIT_S) == 0:
+                    far, _ = accept(self.listeners[0])
+                    stack.enter_context(far)
+                    for sock in (near, far):
+                        self._abort(sock)
+                    made.append((near, far))
+            yield made
+
+    def tcp_filtering(self) -> tuple[str, str]:
+        """Return who may connect to a mapped TCP endpoint, and what becomes of a stranger's SYN."""
+        with self.connections(1) as made, contextlib.ExitStack() as stack:
+            if not made:
+                return "blocked", "n/a"
+            near, far = made[0]
+            outside = far.getpeername()[:2]
+            # The host listens at the very port that its connection has.
+            port = near.getsockname()[1]
+            listener = self.lab.a.socket(socket.SOCK_STREAM, self.local, port, reuse=True)
+            stack.enter_context(listener).listen()
+            # A stranger first: with its address the host has exchanged nothing.
+            errors = []
+            for ip in (self.own[1], self.own[0]):
+                caller = stack.enter_context(self.lab.net.socket(socket.SOCK_STREAM, ip))
+                self._abort(caller)
+                errors.append(dial(caller, outside, WAIT_S))
+        stranger = reaction(errors[0])
+        if errors[0] == 0:
+            return ("none" if self._accepts_unasked() else EI), stranger
+        return (AD if errors[1] == 0 else APD), stranger
+
+    def _accepts_unasked(self) -> bool:
+        return self.stray_syn() == "accept"
 
     def tcp_delay(self) -> tuple[float | None, float | None]:
         """Return half a TCP handshake's time in ms, twice."""
@@ -331,65 +361,4 @@ class Prober:
         ):
             listener.listen()
             error = dial(stranger, (self.public, LISTEN_PORT), WAIT_S)
-        if error == 0:
-            return "accept"
-        return "rst" if error == errno.ECONNREFUSED else "drop"
-
-
-def _accept(listener: socket.socket) -> tuple[socket.socket, Address]:
-    for _ in range(50):
-        try:
-            sock, source = listener.accept()
-        except BlockingIOError:
-            time.sleep(0.005)
-        else:
-            return sock, (source[0], source[1])
-    raise BlockingIOError
-
-
-def _classify(seen: Sequence[Address | None], local: Address) -> str:
-    """Name the mapping, from the sources that (ip1, p1), (ip1, p2), (ip2, p1), (ip2, p2) saw."""
-    if all(source is None for source in seen):
-        return "blocked"
-    if any(source is None for source in seen):
-        return "unreliable"
-    if all(source == local for source in seen):
-        return "none"
-    if len(set(seen)) == 1:
-        return EI
-    if seen[0] == seen[1] and seen[2] == seen[3]:
-        return AD
-    return APD
-
-
-def receive(
-    socks: Sequence[socket.socket], seconds: float, count: int
-) -> list[tuple[socket.socket, bytes, Address]]:
-    """Return what arrives on some sockets, until there are ``count`` datagrams or time is over."""
-    came: list[tuple[socket.socket, bytes, Address]] = []
-    deadline = time.monotonic() + seconds
-    with selectors.DefaultSelector() as selector:
-        for sock in socks:
-            sock.setblocking(False)
-            selector.register(sock, selectors.EVENT_READ)
-        while len(came) < count and (left := deadline - time.monotonic()) > 0:
-            for key, _ in selector.select(left):
-                sock = key.fileobj  # type: ignore[assignment]
-                with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
-                    while True:
-                        data, source = sock.recvfrom(2048)
-                        came.append((sock, data, (source[0], source[1])))
-    return came
-
-
-def dial(sock: socket.socket, address: Address, seconds: float) -> int:
-    """Connect a TCP socket; return 0 or the error's number."""
-    sock.setblocking(False)
-    error = sock.connect_ex(address)
-    if error not in (errno.EINPROGRESS, 0):
-        return error
-    with selectors.DefaultSelector() as selector:
-        selector.register(sock, selectors.EVENT_WRITE)
-        if not selector.select(seconds):
-            return errno.ETIMEDOUT
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return reaction(error)

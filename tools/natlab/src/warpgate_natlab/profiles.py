@@ -34,6 +34,7 @@ class Expectation:
         tcp: remote ports that can be reached: ``all``, ``443``.
         syn: what becomes of an inbound SYN nobody asked for: ``accept``, ``drop``, ``rst``.
         timer: whether UDP mappings end when their (shortened) time is over: ``yes``, ``n/a``.
+        tcp_timer: the same for established TCP connections.
         tcp_only_mapping: the mapping of TCP where UDP is blocked.
 
     """
@@ -45,12 +46,23 @@ class Expectation:
     tcp: str = "all"
     syn: str = "drop"
     timer: str = "yes"
+    tcp_timer: str = "yes"
     tcp_only_mapping: str = ""
 
     @property
     def tcp_mapping(self) -> str:
         """The mapping behaviour for TCP: that for UDP, unless UDP is blocked."""
         return self.tcp_only_mapping or self.mapping
+
+    @property
+    def tcp_filtering(self) -> str:
+        """The filtering behaviour for TCP: that for UDP, unless UDP is blocked."""
+        return APD if self.filtering == "blocked" else self.filtering
+
+    @property
+    def syn_mapped(self) -> str:
+        """What becomes of a stranger's SYN to a mapped endpoint."""
+        return "accept" if self.tcp_filtering in ("none", EI) else self.syn
 
 
 @dataclass(frozen=True)
@@ -134,7 +146,7 @@ _ALL: Final = (
     Profile(
         "open",
         "a public address, nothing in the way",
-        {4: Expectation("none", "none", "none", "n/a", syn="accept", timer="n/a")},
+        {4: Expectation("none", "none", "none", "n/a", syn="accept", timer="n/a", tcp_timer="n/a")},
     ),
     Profile(
         "open-firewall",
