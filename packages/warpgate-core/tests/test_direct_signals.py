@@ -18,6 +18,7 @@ from warpgate.protocol.codec import encode_body
 from warpgate.protocol.envelope import seal_signal
 from warpgate.protocol.proto_msg import ConMsg
 from warpgate.signalling import direct as direct_module
+from warpgate.signalling.transport import SignalOrigin
 from warpgate.testing import LeakCheck
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -256,6 +257,7 @@ class Hole:
 
 async def test_a_dial_that_nobody_waits_for_ends(start, make_address, quiet):
     alice = await start(quiet)
+    alice.traversal.has_called = lambda _peer_id: True
     with Hole() as hole:
         machine = alice.peer_address.machine
         dest = make_address(["127.0.0.1"], machine=machine, port=hole.port)
@@ -274,6 +276,7 @@ async def test_closing_ends_dials_and_connections(start, make_address, quiet):
     alice, bob = await start(quiet), await start(quiet)
     plugin = await alice.connect(IP4, NIC_BIND, bob.address(), "quiet")
     await signal(plugin)
+    alice.traversal.has_called = lambda _peer_id: True
     with Hole() as hole:
         machine = alice.peer_address.machine
         dest = make_address(["127.0.0.1"], machine=machine, port=hole.port)
@@ -338,3 +341,50 @@ async def test_what_connects_while_the_dial_is_cancelled_is_closed(
         await dialling
     await turns()
     assert pipe.aborted
+
+
+async def test_an_answer_dials_nothing_that_only_a_strangers_address_names(start, make_address):
+    """WIRE section 5: a stranger names this machine's loopback, and a private address elsewhere."""
+    node = await start()
+    seen = []
+    victim = await asyncio.start_server(lambda *_: seen.append(1), "127.0.0.1", 0)
+    port = victim.sockets[0].getsockname()[1]
+    identity = Identity.generate()
+    stranger = make_address(
+        ["127.0.0.1", "10.77.1.1"],
+        identity=identity,
+        machine=node.peer_address.machine,
+        port=port,
+    )
+    msg = ConMsg()
+    msg.meta.pipe_id, msg.meta.plugin_name = new_plugin_id(), "return_addr"
+    msg.meta.src_buf = stranger.raw
+    envelope = seal_signal(
+        identity,
+        node.peer_address.key,
+        node.peer_address.exchange_key,
+        wire_name=ConMsg.WIRE_NAME,
+        body=encode_body(msg),
+        sent_ms=int(time.time() * 1000),
+        ttl_s=20,
+        msg_id=os.urandom(16),
+    )
+    answers = []
+
+    async def reply(answer, _dest):
+        answers.append(answer)
+
+    node.router.deliver(envelope, SignalOrigin("broker", False, reply, "a broker"))
+    await until(lambda: node.stats["dials_refused"] > 0)
+    await until(lambda: not node.traversal.plugins)
+    victim.close()
+    await victim.wait_closed()
+    assert seen == []
+    assert node._direct_targets(stranger) == []
+
+
+async def test_who_calls_a_peer_may_dial_what_its_address_names(start, quiet):
+    alice, bob = await start(quiet), await start(quiet)
+    plugin = await alice.connect(IP4, NIC_BIND, bob.address(), "quiet")
+    assert [target[2:] for target in alice._direct_targets(bob.peer_address)]
+    plugin.result.cancel()

@@ -7,13 +7,27 @@ import os
 import socket
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from warpgate.hello.machine import Initiator, Nominated, NonceCache, Proven
-from warpgate.hello.messages import M0, M1, M2, M3, PREFIX, SIGNAL, frame, message, pack_m0
+from warpgate.hello.messages import (
+    M0,
+    M1,
+    M2,
+    M3,
+    PREFIX,
+    SIGNAL,
+    HelloFields,
+    frame,
+    message,
+    pack_m0,
+    pack_m1,
+)
 from warpgate.identity import Identity
 from warpgate.net.constants import IP4, NIC_BIND, TCP
 from warpgate.plugin import Plugin, new_plugin_id
 from warpgate.traversal import inbound as inbound_module
+from warpgate.traversal import proofs as proofs_module
 
 pytestmark = pytest.mark.usefixtures("leaks")
 
@@ -535,3 +549,52 @@ async def test_ended_udp_sources_are_forgotten_at_last(monkeypatch, start):
     monkeypatch.setattr(inbound_module, "ENDED_UDP_S", 0.0)
     inbound._remember_end((here, ("127.0.0.1", 9)))
     assert not inbound._has_ended((here, ("127.0.0.1", 9)))
+
+
+async def test_junk_datagrams_cost_no_connection_its_place(start, tcp, udp, monkeypatch):
+    monkeypatch.setattr(inbound_module, "MAX_UNPROVEN", 3)
+    node = await start()
+    await tcp(node)
+    await until(lambda: len(node.traversal.inbound._unproven) == 1)
+    client = udp(node)
+    stranger = Identity.generate()
+    for number in range(20):
+        fields = HelloFields(
+            plugin_id="a" * 15,
+            sender=stranger.public_key,
+            receiver=bytes(31) + bytes([number]),
+            nonce=bytes(32),
+            share=bytes(32),
+        )
+        client.send(message(M1, b"junk"))
+        client.send(message(M1, pack_m1(fields, datagram=True)))
+        client.send(message(M0, pack_m0("b" * 15)))
+    await until(lambda: node.stats["hello_no_waiter"] == 20)
+    assert node.stats["hello_garbage"] == 20
+    assert node.stats["hello_misdirected"] == 20
+    assert len(node.traversal.inbound._unproven) == 1
+    assert node.stats["unproven_evicted"] == 0
+
+
+async def test_what_strangers_datagrams_make_a_node_send_is_bounded(start, udp, monkeypatch):
+    monkeypatch.setattr(proofs_module, "ANSWER_BYTES_PER_MINUTE", 700)
+    node = await start()
+    clients = [udp(node) for _ in range(10)]
+    for client in clients:
+        fields = HelloFields(
+            plugin_id="a" * 15,
+            sender=Identity.generate().public_key,
+            receiver=node.identity.public_key,
+            nonce=os.urandom(32),
+            share=X25519PrivateKey.generate().public_key().public_bytes_raw(),
+        )
+        client.send(message(M1, pack_m1(fields, datagram=True)))
+    await until(lambda: node.stats["hello_answers_limited"] >= 10)
+    answered = 0
+    for client in clients:
+        while True:
+            try:
+                answered += len(client.sock.recv(65535))
+            except BlockingIOError:
+                break
+    assert 0 < answered <= 700 + 100

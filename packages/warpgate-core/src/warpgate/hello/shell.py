@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from warpgate.errors import RemoteProtocolError
@@ -46,7 +47,14 @@ class Handshake:
 
     """
 
-    def __init__(self, pipe: Pipe, machine: Initiator | Responder, owner: HandshakeOwner) -> None:
+    def __init__(
+        self,
+        pipe: Pipe,
+        machine: Initiator | Responder,
+        owner: HandshakeOwner,
+        send: Callable[[bytes], None] | None = None,
+    ) -> None:
+        """Prepare; ``send`` stands in for the pipe's own way of writing."""
         self.pipe = pipe
         self.machine = machine
         self.owner = owner
@@ -55,7 +63,7 @@ class Handshake:
         self.peer: bytes | None = None
         self.plugin_id: str | None = None
         self.cause: BaseException | None = None
-        self._driver = Driver(machine, pipe.write_raw, self._event)
+        self._driver = Driver(machine, send or pipe.write_raw, self._event)
 
     def start(self, first: bytes = b"") -> None:
         """Begin; ``first`` is what the pipe's listener has read already."""

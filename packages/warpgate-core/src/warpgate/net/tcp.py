@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
 from collections.abc import Callable
@@ -46,6 +47,7 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connected transport."""
         self._stream = cast("asyncio.Transport", transport)
+        _send_at_once(transport.get_extra_info("socket"))
         self.local = _address(transport, "sockname")
         self.remote = _address(transport, "peername")
         self.over_loopback = is_loopback(self.remote[0])
@@ -256,6 +258,14 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
 def _address(transport: asyncio.BaseTransport, which: str) -> Address:
     address = transport.get_extra_info(which)
     return user_address(address) if address else NO_ADDRESS
+
+
+def _send_at_once(sock: socket.socket | None) -> None:
+    # asyncio does it only for sockets made with an explicit protocol number; without it a small
+    # message waits for the peer's delayed acknowledgement (RFC 9293, section 3.7.4).
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _unacknowledged(sock: socket.socket | None) -> int:

@@ -39,6 +39,7 @@ from warpgate.signalling.direct import DirectTransport
 from warpgate.signalling.router import SignalRouter
 from warpgate.traversal.manager import TraversalManager
 from warpgate.traversal.plan import Combination
+from warpgate.traversal.policy import refuse_dial
 
 if TYPE_CHECKING:
     from warpgate.hello.messages import Deframer
@@ -384,4 +385,12 @@ class Node:
         self.hooks.notify(self, event)
 
     def _direct_targets(self, peer: PeerAddress) -> list[tuple[Interface, int, str, int]]:
-        return direct_targets(self.peer_address, peer, self.ifs, self.loopback)
+        targets = direct_targets(self.peer_address, peer, self.ifs, self.loopback)
+        if self.traversal.has_called(peer.node_id):
+            return targets
+        # We only answer this peer: its address is its word alone (WIRE section 5).
+        own, near = self.own_ips(), self.traversal.is_called_over_loopback(peer.node_id)
+        allowed = [t for t in targets if refuse_dial(t[2], self.ifs, own, near) is None]
+        if len(allowed) < len(targets):
+            self.stats.count("dials_refused", len(targets) - len(allowed))
+        return allowed

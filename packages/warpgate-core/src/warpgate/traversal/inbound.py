@@ -22,6 +22,7 @@ from warpgate.hello.messages import (
     looks_like_magic,
     parse_datagram,
     unpack_m0,
+    unpack_m1,
 )
 from warpgate.hello.shell import Handshake
 from warpgate.identity import node_id_text
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("warpgate")
 
-MAX_UNPROVEN = 256
+MAX_UNPROVEN = 256  # of streams and of datagram sources each: neither can crowd the other out
 """Accepted connections whose peer is not proven yet; the oldest goes first."""
 UNPROVEN_S = 5.0
 MAX_PLAIN_UDP = 256
@@ -178,8 +179,9 @@ class Inbound:
             except RemoteProtocolError:
                 self._manager.stats.count("hello_garbage")
                 return
-            if kind not in (M0, M1):
-                self._manager.stats.count("hello_unexpected")
+            refusal = self._refuse_datagram(kind, body)
+            if refusal is not None:
+                self._manager.stats.count(refusal)
                 return
             pipe = UdpPipe(sock, remote=addr, owner=False)
             pipe.inbound = True
@@ -191,6 +193,19 @@ class Inbound:
             self._plain_datagram(sock, data, addr)
         else:
             self._manager.stats.count("plain_refused")
+
+    def _refuse_datagram(self, kind: int, body: bytes) -> str | None:
+        """Return the counter of why a hello from nowhere gets no place, None when it does."""
+        try:
+            if kind == M0:
+                known = self._announced.get(unpack_m0(body)) is not None
+                return None if known else "hello_no_waiter"
+            if kind == M1:
+                here = unpack_m1(body).receiver == self._manager.node.identity.public_key
+                return None if here else "hello_misdirected"
+        except RemoteProtocolError:
+            return "hello_garbage"
+        return "hello_unexpected"
 
     def _has_ended(self, source: Source) -> bool:
         until = self._ended_udp.get(source, 0.0)
@@ -292,8 +307,10 @@ class Inbound:
 
     def _hold(self, pipe: Pipe) -> None:
         """Count a connection as unproven until it is released."""
-        if len(self._unproven) >= MAX_UNPROVEN:
-            oldest, timer = self._unproven.popitem(last=False)
+        same_kind = [other for other in self._unproven if other.transport == pipe.transport]
+        if len(same_kind) >= MAX_UNPROVEN:
+            oldest = same_kind[0]
+            timer = self._unproven.pop(oldest)
             timer.cancel()
             self._refuse(oldest, "unproven_evicted", "too many unproven connections")
         loop = asyncio.get_running_loop()

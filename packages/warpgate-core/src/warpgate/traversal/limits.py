@@ -11,25 +11,28 @@ ATTEMPTS_PER_STRANGER = 8
 NEW_PER_STRANGER_S = 5.0
 ATTEMPTS_ALL_STRANGERS = 64
 NEW_ALL_STRANGERS_S = 50.0
+ANSWER_BYTES_PER_MINUTE = 100_000
+"""What goes to the UDP sources of hellos, all together, before they are proven."""
 MAX_KNOWN_PEERS = 4096
 MAX_STRANGERS = 1024
 
 
 class TokenBucket:
-    """Allows ``rate`` events a second, in bursts of at most as many."""
+    """Allows ``rate`` a second, in bursts of at most ``burst`` (as many, when not given)."""
 
-    def __init__(self, rate: float, now: float) -> None:
+    def __init__(self, rate: float, now: float, burst: float | None = None) -> None:
         self.rate = rate
-        self._tokens = rate
+        self.burst = rate if burst is None else burst
+        self._tokens = self.burst
         self._updated = now
 
-    def take(self, now: float) -> bool:
-        """Take one token; False when there is none."""
-        self._tokens = min(self.rate, self._tokens + (now - self._updated) * self.rate)
+    def take(self, now: float, amount: float = 1) -> bool:
+        """Take ``amount``; False, and nothing is taken, when there is less."""
+        self._tokens = min(self.burst, self._tokens + (now - self._updated) * self.rate)
         self._updated = now
-        if self._tokens < 1:
+        if self._tokens < amount:
             return False
-        self._tokens -= 1
+        self._tokens -= amount
         return True
 
 

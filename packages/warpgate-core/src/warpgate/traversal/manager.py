@@ -288,6 +288,21 @@ class TraversalManager:
         """Return the live attempts that peers have started here."""
         return [a for a in self._attempts.values() if not a.plugin.initiator]
 
+    def has_called(self, peer_id: str) -> bool:
+        """Return whether an attempt of this node's own at the peer is alive."""
+        return any(
+            attempt.plugin.initiator and key[0] == peer_id
+            for key, attempt in self._attempts.items()
+        )
+
+    def is_called_over_loopback(self, peer_id: str) -> bool:
+        """Return whether a live attempt of the peer's came over loopback or from this process."""
+        return any(
+            attempt.origin is not None and attempt.origin.loopback
+            for key, attempt in self._attempts.items()
+            if key[0] == peer_id
+        )
+
     def find(self, peer_id: str, plugin_id: str) -> Attempt | None:
         """Return a live attempt."""
         return self._attempts.get((peer_id, plugin_id))

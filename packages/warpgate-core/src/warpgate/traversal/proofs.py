@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from warpgate.errors import ConfigError
@@ -11,6 +12,7 @@ from warpgate.events import Dropped
 from warpgate.hello.machine import Initiator, NonceCache, Responder
 from warpgate.hello.shell import Handshake, HandshakeOwner
 from warpgate.identity import node_id_bytes, node_id_text
+from warpgate.traversal.limits import ANSWER_BYTES_PER_MINUTE, TokenBucket
 
 if TYPE_CHECKING:
     from warpgate.net.pipe import Pipe
@@ -33,6 +35,10 @@ class Proofs:
     def __init__(self, manager: TraversalManager, allow: Iterable[str] | None) -> None:
         self._manager = manager
         self._nonces = NonceCache()
+        now = asyncio.get_running_loop().time()
+        self._answers = TokenBucket(
+            ANSWER_BYTES_PER_MINUTE / 60, now, burst=ANSWER_BYTES_PER_MINUTE
+        )
         self._allow = None if allow is None else {_allowed_key(entry) for entry in allow}
 
     def prove(self, attempt: Attempt, pipe: Pipe) -> None:
@@ -73,7 +79,24 @@ class Proofs:
             announce=announce,
             allow=self._may_initiate,
         )
-        return Handshake(pipe, machine, owner)
+        return Handshake(pipe, machine, owner, None if attempt else self._answering(pipe))
+
+    def _answering(self, pipe: Pipe) -> Callable[[bytes], None] | None:
+        """Bound what unproven sources of datagrams can make this node send (WIRE section 5).
+
+        Anyone can write another's address on a datagram; on a stream the kernel has asked back.
+        """
+        if pipe.transport != "udp":
+            return None
+        loop = asyncio.get_running_loop()
+
+        def send(data: bytes) -> None:
+            if self._answers.take(loop.time(), len(data)):
+                pipe.write_raw(data)
+            else:
+                self._manager.stats.count("hello_answers_limited")
+
+        return send
 
     def _may_initiate(self, peer: bytes, plugin_id: str) -> bool:
         """Whether a peer may be the initiator of an attempt: of none of ours, in any case."""
