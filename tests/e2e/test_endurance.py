@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import sys
 import tracemalloc
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from warpgate import NODE_TEST_CONF, Node, auto_connect
+from warpgate.hello.messages import M0, M1, M3, PREFIX, SIGNAL, frame
 from warpgate.testing import LeakCheck, echo, started_nodes
 
 STRATEGIES = ["direct_connect", "reverse_connect"]
@@ -20,6 +22,7 @@ WARM_UP = 300
 KEPT_BYTES_PER_CONNECT = 4096
 """Bounded tables (ids of ended attempts, nonces) may still be filling: 4,096 entries each."""
 CALLERS = 200
+SCANS = 10_000
 MAX_TURNS = 3000
 
 
@@ -97,6 +100,54 @@ async def test_two_hundred_nodes_connect_to_one_at_once() -> None:
                 seen = {pipe.peer_id for pipe in await accepting}
             assert seen == {node.node_id for node in callers}
             assert bob.stats["unproven_evicted"] == 0
+
+
+def scans() -> list[bytes]:
+    """Return what scanners send: nothing, other protocols, halves of ours, rubbish behind a magic."""
+    return [
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00",
+        PREFIX[:4],
+        PREFIX + bytes([M1]),
+        frame(M1, os.urandom(200)),
+        frame(M0, b"\x91\xaf" + b"a" * 15),
+        frame(M3, os.urandom(64)),
+        frame(SIGNAL, os.urandom(300)),
+        PREFIX + b"\xee\x00\x01x",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_ten_thousand_scanners_and_silent_connections() -> None:
+    kinds = scans()
+    with many_files(4096):
+        async with (
+            LeakCheck(grace_s=10),
+            started_nodes(2, conf={"accept_plain": False}, memory=False) as (alice, bob),
+        ):
+            bob.add_msg_cb(echo)
+            silent = []
+
+            async def scan(number: int) -> None:
+                _, writer = await asyncio.open_connection("127.0.0.1", bob.port)
+                writer.write(kinds[number % len(kinds)])
+                if number % 40 == 0:
+                    silent.append(writer)  # stays, and says nothing more
+                else:
+                    writer.close()
+
+            for start in range(0, SCANS, 200):
+                await asyncio.gather(*(scan(number) for number in range(start, start + 200)))
+                if start % 1000 == 0:
+                    await once(alice, bob)
+            await once(alice, bob)
+            assert len(silent) == SCANS / 40
+            assert bob.stats["hello_garbage"] > SCANS / 20
+            assert bob.stats["plain_refused"] > SCANS / 20
+            for writer in silent:
+                writer.close()
 
 
 @pytest.mark.parametrize("names", [STRATEGIES, *([name] for name in STRATEGIES)], ids="+".join)
