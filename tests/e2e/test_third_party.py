@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environmen
     try:
         made.install("pluggy")
     except CommandError as error:
+        if os.environ.get("CI") == "true":  # there it must work
+            raise
         pytest.skip(f"nothing can be installed here: {str(error)[-300:]}")
     made.install(our("warpgate-core"))
     return made

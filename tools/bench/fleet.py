@@ -1,7 +1,7 @@
 """Measures a fleet on one mosquitto: each node connects to a random other that it knows by its node id.
 
 Run ``python tools/bench/fleet.py [--json] [--sizes 20 200]`` where ``warpgate`` and the direct
-strategies are importable and mosquitto is installed (else it says so and measures nothing). The nodes
+strategies are importable and mosquitto is installed (else it says so and exits with 77). The nodes
 live in two processes, and each process connects its own one after the other, so the time per connect
 says what the fleet costs, not how long a queue for the machine's cores is. Every node connects by
 ``reverse_connect``, whose signal can only take the broker, and by whatever ``auto_connect`` finds best.
@@ -31,6 +31,8 @@ from warpgate.testing import echo
 from warpgate.testing.mosquitto import Mosquitto, find_mosquitto
 
 BOUND = 2.0
+SKIPPED = 77
+"""What run.py takes for ``nothing measured``."""
 SIZES = (20, 200)
 PROCESSES = 2
 WAYS = ("reverse_connect", "auto_connect")
@@ -172,7 +174,7 @@ def main() -> int:
     options = parser.parse_args()
     if find_mosquitto() is None:
         print("mosquitto is not installed: nothing measured")
-        return 0
+        return SKIPPED
     many_files()
     figures = measure(options.sizes, options.seed)
     if options.json:

@@ -1,7 +1,7 @@
 """Measures signals through a local mosquitto: the round trip, the cost of a message, a flood.
 
 Run ``python tools/bench/signalling.py [--json] [--rounds N]`` where ``warpgate`` is importable and
-mosquitto installed (else it says so and measures nothing). A round trip is a signal that is signed,
+mosquitto installed (else it says so and exits with 77). A round trip is a signal that is signed,
 sealed, published, received, opened, and answered the same way. Exits with 1 when its median is over
 5 ms. The flood is 5 s of well-formed rubbish from a process of its own; it has no bound.
 """
@@ -31,6 +31,8 @@ from warpgate.signalling.transport import SignalOrigin
 from warpgate.testing.mosquitto import Mosquitto, find_mosquitto
 
 BOUND_MS = 5.0
+SKIPPED = 77
+"""What run.py takes for ``nothing measured``."""
 FLOOD_S = 5.0
 BODY = bytes(400)
 
@@ -181,7 +183,7 @@ def main() -> int:
     options = parser.parse_args()
     if find_mosquitto() is None:
         print("mosquitto is not installed: nothing measured")
-        return 0
+        return SKIPPED
     with tempfile.TemporaryDirectory() as folder:
         lines = ["allow_anonymous true", "set_tcp_nodelay true"]
         with Mosquitto(Path(folder), lines) as broker:

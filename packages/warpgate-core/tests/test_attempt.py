@@ -249,6 +249,31 @@ async def test_a_pipe_to_another_node_fails_its_proof(pair, start):
     assert mallory.stats["hello_failed"] == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "cause"),
+    [
+        (("the call's 5 s were up", "timeout"), "timeout", "the call's 5 s were up; last: "),
+        (("the call was cancelled",), "lost", "the call was cancelled; last: "),
+        ((), "lost", "another attempt won"),
+    ],
+)
+async def test_what_went_wrong_last_is_told_unless_another_one_won(pair, arguments, status, cause):
+    async def run(self, reply=None):
+        async with Silent() as silent:
+            pipe = await silent.pipe()
+            await pipe.close()
+            self.result.set_result(pipe)
+        await asyncio.Event().wait()
+
+    alice, bob = await pair(run)
+    _, attempt = await connect(alice, bob)
+    await until(lambda: attempt._last_cause)
+    attempt.lose(*arguments)
+    last = "the pipe had ended before it was handed over" if cause.endswith("last: ") else ""
+    assert (attempt.outcome.status, attempt.outcome.cause) == (status, cause + last)
+    await attempt.cleanup
+
+
 async def test_none_fails_fast(pair):
     async def run(self, reply=None):
         self.result.set_result(None)

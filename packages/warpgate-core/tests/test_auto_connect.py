@@ -315,6 +315,57 @@ def test_a_peer_that_swallows_everything_is_no_exception(virtual):
         assert 2 <= virtual(main()) <= 2 + MARGIN_S
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_resolver_that_clings_does_not_hold_it_up(virtual, cancelled):
+    class Clings:
+        cancellations = 0
+
+        @hookimpl
+        async def warpgate_resolve_address(self, node, address):
+            while self.cancellations < 2:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    self.cancellations += 1
+
+    async def main():
+        alice, bob = await loopback_pair(Dial)
+        clings = Clings()
+        alice.hooks.register(clings)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        call = asyncio.create_task(auto_connect(alice, "somebody", timeout=1))
+        if cancelled:
+            loop.call_later(1, call.cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        else:
+            assert await call == (None, None)
+            assert "not resolved within 1 s" in str(alice.last_report.error)
+        took = loop.time() - began
+        assert clings.cancellations == 1
+        assert alice.stats["resolvers_stuck"] == 1
+        async with LeakCheck():
+            await alice.close()
+        assert clings.cancellations == 2
+        await bob.close()
+        return took
+
+    with Stage():
+        assert 1 <= virtual(main()) <= 1 + MARGIN_S
+
+
+async def test_a_resolver_that_cancels_itself_is_a_reason(start):
+    class Cancels:
+        @hookimpl
+        async def warpgate_resolve_address(self, node, address):
+            raise asyncio.CancelledError
+
+    alice = await start(Dial)
+    alice.hooks.register(Cancels())
+    await fails(alice, "somebody", NoPathError, "cancelled from within")
+
+
 def test_a_resolver_that_hangs_does_not_hold_it_up(virtual):
     class Slow:
         @hookimpl
@@ -428,12 +479,18 @@ async def test_the_caller_narrows_what_is_tried(start):
         ({"afs": ["IPv4"]}, "'IPv4'"),
         ({"route_types": [NIC_BIND, 4]}, "4; expected some of"),
         ({"route_types": EXT_BIND}, "no list"),
+        ({"afs": []}, "afs is empty"),
+        ({"route_types": ()}, "route_types is empty"),
+        ({"plugins": []}, "plugins is empty"),
+        *[({"timeout": v}, "timeout=") for v in (None, "5", -1, float("nan"), True)],
+        *[({"turn_limit": v}, "turn_limit=") for v in (None, "3", -1, 1.5, True)],
     ],
 )
 async def test_unknown_names_are_config_errors(start, arguments, text):
     alice, bob = await start(Dial), await start()
-    with pytest.raises(ConfigError, match=text):
+    with pytest.raises(ConfigError, match=text) as caught:
         await auto_connect(alice, bob.address(), **arguments)
+    assert alice.last_report.error is caught.value
 
 
 async def test_auxiliaries_are_never_dispatched(start):
@@ -514,8 +571,9 @@ async def test_no_path_has_one_line_per_attempt(start):
 async def test_a_node_that_does_not_run(start):
     bob = await start()
     alice = Node(conf=NODE_TEST_CONF)
-    with pytest.raises(ConfigError, match="not running"):
+    with pytest.raises(ConfigError, match="not running") as caught:
         await auto_connect(alice, bob.address())
+    assert alice.last_report.error is caught.value
     await alice.close()
 
 

@@ -618,6 +618,14 @@ def test_a_known_strategy_that_is_not_installed_says_what_to_install(site):
         load({"plugins": ["turn"]}, {})
 
 
+def test_blocking_a_reserved_strategy_that_is_not_installed_is_harmless(site):
+    five(site)
+    everything = names(load({}, {}))
+    for name in ("turn", "tcp_punch", "direct_connect"):
+        assert names(load({"block_plugins": [name]}, {})) == everything
+        assert names(load({}, {"WARPGATE_BLOCK_PLUGINS": name})) == everything
+
+
 def test_an_unknown_name_with_rejections_shows_them(site):
     site.use("no_name")
     with pytest.raises(ConfigError, match="wgx-no-name"):

@@ -295,7 +295,7 @@ def test_the_command_fails_when_nobody_answers(
 
 def test_a_wrong_server_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nat", "--stun", "host:port"]) == 2
-    assert "host:port" in capsys.readouterr().err
+    assert "the port is no number from 1 to 65535" in capsys.readouterr().err
 
 
 def test_who_sent_a_time_exceeded() -> None:

@@ -19,12 +19,15 @@ from warpgate.errors import (
     UnknownPeerError,
 )
 from warpgate.hookspecs import hookimpl
+from warpgate.identity import Identity
 from warpgate.loading import LoadedObject, LoadedStrategy, LoadReport
 from warpgate.net.constants import EXT_BIND, IP4, IP6, LOOPBACK_BIND, NIC_BIND, TCP
 from warpgate.node import install as install_module
 from warpgate.node import node as node_module
+from warpgate.node import rendezvous as rendezvous_module
 from warpgate.node.node import Node
 from warpgate.node.node_defs import NODE_CONF, NODE_TEST_CONF
+from warpgate.node.resolve import resolve
 from warpgate.plugin import Plugin
 from warpgate.protocol.peer_address import PeerAddress, unpack_address
 from warpgate.protocol.proto_msg import ConMsg
@@ -252,10 +255,70 @@ async def test_allow_takes_node_ids_only():
         await loopback_node(allow=["alice"]).start()
 
 
-async def test_names_are_not_published_without_a_broker(start):
+async def test_names_are_not_published_in_this_version(start):
     node = await start()
-    with pytest.raises(SignallingError, match="no broker"):
+    with pytest.raises(SignallingError, match="not part of this version"):
         await node.nickname("alice")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        *[({"port": v}, "port=.*0 to 65535") for v in (-1, 65536, "80", 1.0, True)],
+        ({"ifs": "eth0"}, r"write ifs=\['eth0'\]"),
+        *[({"ifs": v}, "expected a list of interfaces") for v in (5, [5], {"eth0"})],
+        *[({"ip": v}, "expected an address as text") for v in (5, b"::1", ["::1"])],
+    ],
+)
+def test_where_to_listen_is_checked_when_the_node_is_made(arguments, text):
+    with pytest.raises(ConfigError, match=text):
+        Node(**arguments, conf=NODE_TEST_CONF)
+
+
+@pytest.mark.parametrize("ask", [Node.address, Node.supported, lambda node: node.node_id])
+async def test_a_node_that_was_not_started_says_so(ask):
+    node = loopback_node()
+    with pytest.raises(ConfigError, match=r"not running; await node.start\(\) first"):
+        ask(node)
+    await node.close()
+
+
+NODE_ID = Identity.generate().node_id
+
+
+@pytest.mark.parametrize(
+    ("conf", "why"),
+    [
+        ({}, "no broker is configured"),
+        ({"brokers": ["mqtt://127.0.0.1:1"], "sig_pipe_no": 0}, "no broker is configured"),
+        ({"brokers": ["mqtt://127.0.0.1:1"], "sig_pipe_no": 1}, "switched off"),
+    ],
+)
+async def test_a_node_id_that_cannot_be_looked_up(conf, why):
+    with Stage():
+        async with loopback_node(**conf) as node:
+            with pytest.raises(UnknownPeerError, match=f"nobody here knows .*{why}"):
+                await resolve(node, NODE_ID)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [(SignallingError("all are down"), "all are down"), (None, "brokers know no such node")],
+)
+async def test_a_node_id_that_the_brokers_do_not_give(start, monkeypatch, answer, why):
+    class Names:
+        async def lookup_node(self, node_id, timeout_s):
+            if answer is not None:
+                raise answer
+
+        async def close(self):
+            pass
+
+    node = await start()
+    node.rendezvous.names = Names()
+    monkeypatch.setattr(rendezvous_module, "LOOKUP_S", 0.01)
+    with pytest.raises(UnknownPeerError, match=f"nobody here knows .*{why}"):
+        await resolve(node, NODE_ID.upper())
 
 
 # Strategies.

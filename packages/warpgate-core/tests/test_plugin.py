@@ -21,7 +21,7 @@ from warpgate import (
     register,
 )
 from warpgate.contract import check_api, check_strategy
-from warpgate.errors import PluginDefinitionError, PluginIncompatibleError
+from warpgate.errors import LocalProtocolError, PluginDefinitionError, PluginIncompatibleError
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +123,15 @@ async def test_the_helpers_ask_the_manager():
     await plugin.send_signal_msg(message)
     assert manager.calls[1:] == [("wait_for_inbound", plugin), ("send_signal", plugin, message)]
     assert await plugin.close() is None
+
+
+async def test_without_a_manager_the_helpers_say_what_is_missing():
+    plugin = make()()
+    with pytest.raises(LocalProtocolError, match="not created by a node"):
+        plugin.register_inbound()
+    for call in (plugin.wait_for_inbound(), plugin.send_signal_msg(Message())):
+        with pytest.raises(LocalProtocolError, match="not created by a node"):
+            await call
 
 
 class Route:

@@ -63,9 +63,9 @@ class FakeAttempt:
     def fail(self):
         self.end("failed")
 
-    def lose(self, cause):
+    def lose(self, cause, status="lost"):
         self.outcome.cause = cause
-        self.end("lost")
+        self.end(status)
 
     def end(self, status):
         if self.outcome.status != "running":
@@ -191,13 +191,25 @@ def test_it_ends_at_its_time_out_and_says_so(virtual):
     async def main():
         race, manager = a_race({}, *CASCADE)
         assert await race.run(0.2) is None
-        causes = {attempt.outcome.cause for attempt in manager.attempts}
+        causes = {(a.outcome.status, a.outcome.cause) for a in manager.attempts}
         return asyncio.get_running_loop().time(), causes, [s.reason for s in race.skips]
 
     now, causes, reasons = virtual(main())
     assert now == pytest.approx(0.2)
-    assert causes == {"the call's 0.2 s were up"}
+    assert causes == {("timeout", "the call's 0.2 s were up")}
     assert reasons == [SkipReason.NO_TIME] * 3
+
+
+@pytest.mark.parametrize(
+    ("left_s", "limit_s", "text"), [(-0.01, None, "0 s"), (-0.01, 2, "2 s"), (0.1234, 0.2, "0.2 s")]
+)
+def test_the_report_names_the_whole_calls_time(virtual, left_s, limit_s, text):
+    async def main():
+        race, manager = a_race({}, combination("d"))
+        await race.run(left_s, limit_s)
+        return [attempt.outcome.cause for attempt in manager.attempts]
+
+    assert virtual(main()) == [f"the call's {text} were up"]
 
 
 def test_without_combinations_it_ends_at_once(virtual):

@@ -70,3 +70,11 @@ def test_as_data_it_is_plain_enough_for_json():
     report.winner, report.error = report.outcomes[0], NoPathError("none")
     data = report.as_dict()
     assert (data["winner"], data["error"]) == ("direct_connect", "none")
+
+
+def test_no_line_stands_twice_in_a_failures_text():
+    report = Report(outcomes=[outcome()], skips=[Skip("turn", SkipReason.RELAY_NEVER)], seconds=1.5)
+    lines = report.lines()
+    report.error = NoPathError("no path to the peer:\n" + "\n".join(lines))
+    text = str(report).splitlines()
+    assert text == ["no path after 1.50 s: no path to the peer", *("  " + line for line in lines)]

@@ -157,6 +157,42 @@ def test_passwords_stay_out_of_texts():
     assert redact("turn:me:secret@host") == "turn:…@host"
     assert redact("turn:me:sec@ret@host") == "turn:…@host"
     assert redact("host:1") == "host:1"
+    assert redact("wss://me:secret@host/mqtt") == "wss://…@host/mqtt"
+    assert redact("mqtt://me:sec/ret@host") == "mqtt://…"
+    assert redact("mqtt://me:secret") == "mqtt://…"
+    assert redact("wss://host/mqtt?token=secret") == "wss://…"
+    assert redact("turn:me:secret") == "turn:…"
+    assert redact("me:secret@host") == "…"
+
+
+@given(
+    st.sampled_from(
+        [
+            "mqtt://u:{}@h:x",
+            "mqtt://u:{}",
+            "mqtt://u:{}%40h",
+            "ws://h/mqtt?token={}",
+            "turn:u:{}",
+            "turn:u:{}@h:0",
+            "turns:u:{}@h?transport=udp",
+            "u:{}@h",
+        ]
+    ),
+    st.text(alphabet="QXZJ0:@/?#%[]&=. ", min_size=6),
+)
+def test_no_error_holds_a_part_of_a_password(form, password):
+    for parse in (parse_broker, parse_turn, lambda value: parse_host_port(value, 1)):
+        text = ""
+        try:
+            parse(form.format(password))
+        except ValueError as error:
+            text = str(error)
+        assert not set("QXZJ") & set(text)
+
+
+def test_a_password_with_a_slash_is_not_taken_for_host_and_path():
+    with pytest.raises(ValueError, match="percent-encoded"):
+        parse_broker("mqtt://me:12/34@host")
 
 
 @given(st.text())

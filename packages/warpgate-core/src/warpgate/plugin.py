@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from warpgate.errors import PluginDefinitionError
+from warpgate.errors import LocalProtocolError, PluginDefinitionError
 from warpgate.net.constants import EXT_BIND, IP4, LOOPBACK_BIND, NIC_BIND
 from warpgate.protocol.con_id import PLUGIN_ID_ALPHABET, PLUGIN_ID_LENGTH
 
@@ -93,8 +93,13 @@ class Plugin:
         )
 
     def register_inbound(self) -> None:
-        """Claim the connections that carry this attempt's id; call it before signalling the peer."""
-        self.manager.register_inbound(self)
+        """Claim the connections that carry this attempt's id; call it before signalling the peer.
+
+        Raises:
+            LocalProtocolError: no node has created this attempt.
+
+        """
+        self._manager().register_inbound(self)
 
     async def wait_for_inbound(self) -> Pipe | None:
         """Wait for the pipe that :meth:`register_inbound` claimed.
@@ -103,10 +108,10 @@ class Plugin:
             The pipe, whose other end has proven to be the peer; None when the attempt's time is up.
 
         Raises:
-            LocalProtocolError: ``register_inbound`` was not called.
+            LocalProtocolError: ``register_inbound`` was not called, or no node has created this attempt.
 
         """
-        return await self.manager.wait_for_inbound(self)
+        return await self._manager().wait_for_inbound(self)
 
     async def send_signal_msg(self, msg: ConMsg) -> None:
         """Send a message to the peer's instance of the strategy named in ``msg.meta.plugin_name``.
@@ -116,10 +121,19 @@ class Plugin:
 
         Raises:
             SignallingError: no signal transport could carry it.
+            LocalProtocolError: no node has created this attempt.
             MessageTooLarge: the packed message exceeds the cap of 8 KiB.
 
         """
-        await self.manager.send_signal(self, msg)
+        await self._manager().send_signal(self, msg)
+
+    def _manager(self) -> TraversalManager:
+        if self.manager is None:
+            raise LocalProtocolError(
+                f"this attempt of {type(self).__name__} was not created by a node, so it has "
+                "no peer; let auto_connect() or node.connect() create it"
+            )
+        return self.manager
 
     async def bind(self, port: int = 0) -> Route:
         """Return a route bound to the local address chosen for this attempt.

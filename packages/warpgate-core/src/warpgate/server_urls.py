@@ -29,9 +29,10 @@ NTP_PORT: Final = 123
 BROKER_PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 TURN_TRANSPORTS: Final = ("udp", "tcp", "tls")
 
+_SCHEMES: Final = (*BROKER_PORTS, "turn", "turns", "stun", "stuns", "tcp", "http", "https")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?")
 _BROKER = re.compile(
-    r"(?P<scheme>[a-z]+)://((?P<login>[^/]*)@)?(?P<place>[^/?#@]*)(?P<path>/[^?#]*)?"
+    r"(?P<scheme>[a-z]+)://((?P<login>[^/]*)@)?(?P<place>[^/?#@]*)(?P<path>/[^?#@]*)?"
 )
 _TURN = re.compile(
     r"(?P<scheme>turns?):(?P<login>[^/]*)@(?P<place>[^/?#@]*)(\?transport=(?P<transport>[a-z]+))?"
@@ -62,25 +63,47 @@ class TurnServer:
 
 
 def redact(text: str) -> str:
-    """Return a server's text form without its user name and password."""
-    before, at, after = text.rpartition("@")
-    if not at:
-        return text
-    scheme = re.match(r"[A-Za-z]+:(//)?", before)
-    return f"{scheme[0] if scheme else ''}…@{after}"
+    """Return a server's text form without its user name and password.
+
+    Of a text that has none of the forms only the scheme is left: where its password begins and
+    ends can't be known.
+    """
+    match = _BROKER.fullmatch(text) or _TURN.fullmatch(text)
+    try:
+        _host_port(match["place"] if match else text, 1)
+    except ValueError:
+        return scheme_only(text)
+    return text if match is None or match["login"] is None else _without_login(match)
+
+
+def _without_login(match: re.Match[str]) -> str:
+    begin, end = match.span("login")
+    return f"{match.string[:begin]}…{match.string[end:]}"
+
+
+def scheme_only(text: str) -> str:
+    """Return the scheme of a server's text form, for texts that may hold a password anywhere."""
+    scheme = re.match(r"\s*([A-Za-z]+):(//)?", text)
+    return f"{scheme[0].strip()}…" if scheme and scheme[1].lower() in _SCHEMES else "…"
 
 
 def parse_broker(text: str) -> BrokerURL:
     """Parse a broker's URL.
 
     Raises:
-        ValueError: it does not have the form; user name and password are left out of the text.
+        ValueError: it does not have the form; of the URL itself the text has the scheme only.
 
     """
     match = _BROKER.fullmatch(text.strip())
     if match is None or match["scheme"] not in BROKER_PORTS:
-        raise ValueError(f"{redact(text)!r} is not of the form mqtt[s]://[user:pass@]host[:port]")
-    host, port = parse_host_port(match["place"], BROKER_PORTS[match["scheme"]])
+        raise ValueError(
+            f"{scheme_only(text)} is not of the form mqtt[s]://[user:pass@]host[:port], "
+            "with ':', '@', '/' and '%' in user and pass percent-encoded"
+        )
+    try:
+        host, port = _host_port(match["place"], BROKER_PORTS[match["scheme"]])
+    except ValueError as error:
+        raise ValueError(f"{scheme_only(text)}: {error}") from None
     user = password = None
     if match["login"] is not None:
         user, password = _login(match["login"])
@@ -95,9 +118,18 @@ def parse_host_port(text: str, default_port: int) -> tuple[str, int]:
         default_port: for a text without a port.
 
     Raises:
-        ValueError: it does not have the form.
+        ValueError: it does not have the form; the text quotes it unless it may be a URL.
 
     """
+    try:
+        return _host_port(text, default_port)
+    except ValueError as error:
+        shown = scheme_only(text) if set("@:/?%") & set(text) else repr(text)
+        raise ValueError(f"{shown}: {error}") from None
+
+
+def _host_port(text: str, default_port: int) -> tuple[str, int]:
+    """Parse ``host[:port]``; the errors do not quote the text, which may be part of a secret."""
     text = text.strip()
     bracketed = re.fullmatch(r"\[([^\]]+)\](?::(\d+))?", text)
     if bracketed:
@@ -111,13 +143,13 @@ def parse_host_port(text: str, default_port: int) -> tuple[str, int]:
         try:
             ip_address(host)
         except ValueError:
-            raise ValueError(f"{text!r} holds no valid IPv6 address") from None
+            raise ValueError("no valid IPv6 address") from None
     elif not _HOST.fullmatch(host):
-        raise ValueError(f"{text!r} is not of the form host[:port]")
+        raise ValueError("not of the form host[:port]")
     if port_text is None:
         return host, default_port
     if not re.fullmatch(r"[0-9]{1,5}", port_text) or not 0 < int(port_text) < 65536:
-        raise ValueError(f"{text!r}: the port is no number from 1 to 65535")
+        raise ValueError("the port is no number from 1 to 65535")
     return host, int(port_text)
 
 
@@ -134,28 +166,33 @@ def parse_turn(server: str | Mapping[str, Any]) -> TurnServer:
             and ``transport``.
 
     Raises:
-        ValueError: it does not have the form; user name and password are left out of the text.
+        ValueError: it does not have the form; of a URL the text has the scheme only.
 
     """
     if isinstance(server, str):
         match = _TURN.fullmatch(server.strip())
-        if match is None:
+        transports = (None, *TURN_TRANSPORTS)
+        if match is None or match["transport"] not in transports:
             raise ValueError(
-                f"{redact(server)!r} is not of the form "
-                "turn[s]:user:pass@host[:port][?transport=udp|tcp|tls]"
+                f"{scheme_only(server)} is not of the form "
+                "turn[s]:user:pass@host[:port][?transport=udp|tcp|tls], "
+                "with ':', '@', '/' and '%' in user and pass percent-encoded"
             )
         secure = match["scheme"] == "turns"
         transport = match["transport"] or ("tls" if secure else "udp")
         if secure and transport in ("udp", "tcp"):
             # RFC 7065: turns with transport=tcp is TLS over TCP; with udp it would be DTLS.
             if transport == "udp":
-                raise ValueError(f"{redact(server)!r}: TURN over DTLS is not supported")
+                raise ValueError(f"{scheme_only(server)}: TURN over DTLS is not supported")
             transport = "tls"
-        host, port = parse_host_port(match["place"], _turn_port(transport))
+        try:
+            host, port = _host_port(match["place"], _turn_port(transport))
+        except ValueError as error:
+            raise ValueError(f"{scheme_only(server)}: {error}") from None
         user, password = _login(match["login"])
         if password is None:
-            raise ValueError(f"{redact(server)!r} has no password")
-        return TurnServer(host, port, user, password, _transport(transport))
+            raise ValueError(f"{scheme_only(server)} has no password")
+        return TurnServer(host, port, user, password, transport)
     unknown = set(server) - {"host", "port", "user", "password", "transport"}
     if unknown:
         raise ValueError(f"a TURN server has no {', '.join(sorted(map(repr, unknown)))}")
@@ -166,7 +203,10 @@ def parse_turn(server: str | Mapping[str, Any]) -> TurnServer:
     port = server.get("port", _turn_port(transport))
     if isinstance(port, bool) or not isinstance(port, int):
         raise ValueError("a TURN server's 'port' must be a number from 1 to 65535")
-    host, port = parse_host_port(join_host_port(server["host"], port), port)
+    try:
+        host, port = _host_port(join_host_port(server["host"], port), port)
+    except ValueError as error:
+        raise ValueError(f"a TURN server's 'host' or 'port': {error}") from None
     return TurnServer(host, port, server["user"], server["password"], transport)
 
 

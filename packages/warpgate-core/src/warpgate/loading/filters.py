@@ -72,7 +72,7 @@ class Filters:
         return 0
 
     def check_known(self, known: Collection[str], rejected: Sequence[PluginFailure]) -> None:
-        """Refuse names that fit nothing.
+        """Refuse names that fit nothing; blocking a reserved one that is not installed is fine.
 
         Args:
             known: every name of an entry point, a drop-in, a strategy or a core auxiliary.
@@ -82,9 +82,10 @@ class Filters:
             ConfigError: lists the known names.
 
         """
+        blocked = tuple(sorted(self.block - RESERVED.keys()))
         for origin, names in (
             (self.allow_origin, self.allow or ()),
-            (self.block_origin, tuple(sorted(self.block))),
+            (self.block_origin, blocked),
         ):
             for name in names:
                 if name not in known:

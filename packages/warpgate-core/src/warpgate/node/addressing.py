@@ -18,6 +18,30 @@ if TYPE_CHECKING:
 LOOPBACK_HOSTS = ((IP4, "127.0.0.1"), (IP6, "::1"))
 
 
+def check_place(
+    ifs: object, ip: object, port: object
+) -> tuple[Sequence[Interface | str] | None, str | None, int | None]:
+    """Check the kinds of what a node is to listen on.
+
+    Raises:
+        ConfigError: names the argument, what is expected and how to mend it.
+
+    """
+    if isinstance(ifs, str):
+        raise ConfigError(f"ifs={ifs!r} is one string; write ifs=[{ifs!r}]")
+    if ifs is not None and (
+        not isinstance(ifs, Sequence) or not all(isinstance(nic, Interface | str) for nic in ifs)
+    ):
+        raise ConfigError(f"ifs={ifs!r}; expected a list of interfaces or their names, or None")
+    if ip is not None and not isinstance(ip, str):
+        raise ConfigError(f"ip={ip!r}; expected an address as text, such as {str(ip)!r}, or None")
+    if port is not None and (
+        not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= 65535
+    ):
+        raise ConfigError(f"port={port!r}; expected a whole number from 0 to 65535, or None")
+    return ifs, ip, port
+
+
 def choose_interfaces(
     ifs: Sequence[Interface | str] | None, ip: str | None
 ) -> tuple[list[Interface], str | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from warpgate.errors import (
     ConfigError,
@@ -17,6 +17,7 @@ from warpgate.errors import (
 from warpgate.events import ConnectFinished, ConnectStarted
 from warpgate.net.constants import IP4, IP6, ROUTE_TYPES, af_name, transport_name
 from warpgate.node.resolve import resolve
+from warpgate.traversal.attempt import CLOSE_GRACE_S
 from warpgate.traversal.plan import PlanOptions
 from warpgate.traversal.race import Race
 from warpgate.traversal.report import Report, SkipReason
@@ -66,23 +67,26 @@ async def auto_connect(
     Raises:
         InvalidAddressError: ``dest_addr`` is not an address.
         KeyChangedError: the peer's key is not the one that was pinned.
-        ConfigError: an argument names something unknown.
+        ConfigError: an argument names something unknown, or has a value that can't be used.
 
     """
-    options = check_options(node, turn_limit, transport, plugins, afs, route_types)
+    try:
+        options = check_options(
+            node, turn_limit, transport, plugins, afs, route_types, timeout=timeout
+        )
+    except ConfigError as error:
+        node.last_report = Report(error=error)
+        raise
     report = Report()
     loop = asyncio.get_running_loop()
     started = loop.time()
     winner: Attempt | None = None
     try:
-        async with asyncio.timeout(timeout):
-            peer = await resolve(node, dest_addr)
-        winner = await _race(node, peer, options, report, timeout - (loop.time() - started))
+        peer = await _resolve(node, dest_addr, timeout)
+        winner = await _race(node, peer, options, report, started + timeout, timeout)
     except (InvalidAddressError, KeyChangedError, ConfigError) as error:
         report.error = error
         raise
-    except TimeoutError:
-        report.error = NoPathError(f"the name {dest_addr!r} was not resolved within {timeout:g} s")
     except WarpgateError as error:
         report.error = error
     finally:
@@ -135,8 +139,41 @@ async def connect(
     return pipe
 
 
+async def _resolve(
+    node: Node, dest_addr: bytes | str | PeerAddress, timeout_s: float
+) -> PeerAddress:
+    # In a task of its own: a resolver that ignores its cancellation must not hold the caller up.
+    task = asyncio.create_task(resolve(node, dest_addr), name=f"resolution of {dest_addr!r:.60}")
+    try:
+        await asyncio.wait({task}, timeout=timeout_s)
+    finally:
+        in_time = task.done()
+        if not in_time:
+            task.add_done_callback(_retrieve)
+            task.cancel()
+            await asyncio.wait({task}, timeout=CLOSE_GRACE_S)
+            if not task.done():
+                node.stats.count("resolvers_stuck")
+                node.traversal.reap(task)
+    if not in_time:
+        raise NoPathError(f"the name {dest_addr!r} was not resolved within {timeout_s:g} s")
+    if task.cancelled():
+        raise NoPathError(f"the resolution of {dest_addr!r} was cancelled from within")
+    return task.result()
+
+
+def _retrieve(task: asyncio.Task[PeerAddress]) -> None:
+    if not task.cancelled():
+        task.exception()  # nobody waits for it any more
+
+
 async def _race(
-    node: Node, peer: PeerAddress, options: PlanOptions, report: Report, timeout_s: float
+    node: Node,
+    peer: PeerAddress,
+    options: PlanOptions,
+    report: Report,
+    deadline: float,
+    limit_s: float,
 ) -> Attempt | None:
     report.peer_id = peer.node_id
     if peer.key == node.identity.public_key:
@@ -146,7 +183,7 @@ async def _race(
     node.notify(ConnectStarted(peer.node_id, len(chosen.combinations), len(chosen.skips)))
     race = Race(manager, peer, chosen)
     report.outcomes, report.skips = race.outcomes, race.skips
-    winner = await race.run(timeout_s)
+    winner = await race.run(deadline - race.loop.time(), limit_s)
     if winner is None:
         report.error = _explain(node, peer, options, report)
         return None
@@ -181,15 +218,21 @@ def check_options(
     plugins: Iterable[str] | None = None,
     afs: Iterable[int] | None = None,
     route_types: Iterable[int] | None = None,
+    *,
+    timeout: float = TIMEOUT_S,
 ) -> PlanOptions:
-    """Check what a caller narrowed.
+    """Check a caller's limits, and what it narrowed.
 
     Raises:
-        ConfigError: a value is unknown; the text names it and what is known.
+        ConfigError: a value is unknown or can't be used; the text names it and what is expected.
 
     """
     if not node.running:
         raise ConfigError("the node is not running; await node.start() first")
+    if not _is_number(timeout, int | float):
+        raise ConfigError(f"timeout={timeout!r}; expected a number of seconds from 0 up")
+    if not _is_number(turn_limit, int):
+        raise ConfigError(f"turn_limit={turn_limit!r}; expected a whole number from 0 up")
     try:
         wanted = None if transport is None else transport_name(transport)
     except ValueError as error:
@@ -206,6 +249,10 @@ def check_options(
         relay_after_s=node.conf["relay_after"],
         turn_limit=turn_limit,
     )
+
+
+def _is_number(value: object, kinds: Any) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool) and value >= 0
 
 
 def _known(
@@ -225,6 +272,8 @@ def _listed(name: str, values: Iterable[T] | None, kind: type[T]) -> tuple[T, ..
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ConfigError(f"{name}={values!r} is no list")
     chosen = tuple(values)
+    if not chosen:
+        raise ConfigError(f"{name} is empty, which leaves nothing to try; leave it out for all")
     for value in chosen:
         if not isinstance(value, kind):
             raise ConfigError(f"{name} holds {value!r}, which is no {kind.__name__}")

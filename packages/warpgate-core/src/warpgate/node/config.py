@@ -50,6 +50,7 @@ from warpgate.server_urls import (
     parse_host_port,
     parse_turn,
     redact,
+    scheme_only,
 )
 
 # No third party's servers are used unless somebody asks for them: a broker or a STUN server learns
@@ -67,6 +68,7 @@ _SERVERS: Final = {
     "turn_servers": ("WARPGATE_TURN", DEFAULT_TURN_SERVERS),
     "ntp_servers": ("WARPGATE_NTP", DEFAULT_NTP_SERVERS),
 }
+_SECRET: Final = ("brokers", "turn_servers", "stun_servers", "ntp_servers", "plugin_conf")
 _NODE_ID_OR_NAME = re.compile(r"[^\s\x00-\x1f\x7f]{1,255}")
 
 
@@ -93,7 +95,11 @@ class NodeConfig(Mapping[str, Any]):
         return len(self._values)
 
     def __repr__(self) -> str:
-        shown = {**self._values, "brokers": tuple(map(redact, self._values["brokers"]))}
+        shown = {
+            **self._values,
+            "brokers": tuple(map(redact, self._values["brokers"])),
+            "plugin_conf": dict.fromkeys(self._values["plugin_conf"], "…"),
+        }
         return f"NodeConfig({shown!r})"
 
     @property
@@ -124,7 +130,13 @@ def _each(parse: Any, kinds: Any = str) -> BeforeValidator:
     def check(value: Any) -> Any:
         if not isinstance(value, list | tuple) or not all(isinstance(v, kinds) for v in value):
             raise PydanticCustomError("list", "no list of the right kind")
-        return tuple(parse(entry) for entry in value)
+        parsed = []
+        for number, entry in enumerate(value, 1):
+            try:
+                parsed.append(parse(entry))
+            except ValueError as error:
+                raise ValueError(f"entry {number}: {error}") from None
+        return tuple(parsed)
 
     return BeforeValidator(check)
 
@@ -260,17 +272,32 @@ def _describe(
         reason = f"{why}; expected {expected}" if why is not None else f"expected {expected}"
         origin = origins.get(key, key)
         mend = "unset it" if origin != key else f"use {usual!r} or leave it out"
-        lines[key] = f"{origin} = {_shown(settings[key])}: {reason}; to mend: correct it, {mend}"
+        lines[key] = (
+            f"{origin} = {_shown(key, settings[key])}: {reason}; to mend: correct it, {mend}"
+        )
     return "\n".join(lines.values())
 
 
-def _shown(value: Any) -> str:
-    """Return a value's text, without the passwords that servers' URLs may hold."""
+def _shown(key: str, value: Any) -> str:
+    """Return a refused value's text without anything that may be a password."""
     if isinstance(value, str):
-        return repr(redact(value))
+        # Where the password is in a server's text that was refused, nobody knows.
+        return (
+            scheme_only(value) if key in _SECRET or "@" in value or "://" in value else repr(value)
+        )
     if isinstance(value, Mapping):
-        hidden = {key: "…" if key in ("user", "password") else item for key, item in value.items()}
-        return repr(hidden)
+        shown = {
+            k: _open(v) if k in ("host", "port", "transport") else "…" for k, v in value.items()
+        }
+        return repr(shown)
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_shown, value))}]"
-    return repr(value)
+        return f"[{', '.join(_shown(key, entry) for entry in value)}]"
+    secret = key in _SECRET and value is not None and not isinstance(value, int | float)
+    return f"a {type(value).__name__}" if secret else repr(value)
+
+
+def _open(value: Any) -> Any:
+    """Return what stands for a host, port or transport, unless somebody put a whole URL there."""
+    if isinstance(value, int) or (isinstance(value, str) and not set("@:/?%") & set(value)):
+        return value
+    return "…"

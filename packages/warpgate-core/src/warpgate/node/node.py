@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from warpgate.errors import PipeClosed, SignallingError, TraversalError
+from warpgate.errors import ConfigError, PipeClosed, SignallingError, TraversalError
 from warpgate.events import Counters, Event, InboundPipe
 from warpgate.hooks import Hooks
 from warpgate.identity import default_port, load_or_create, machine_id, stack_id
@@ -20,6 +20,7 @@ from warpgate.net.constants import IP4, IP6, NIC_BIND, route_type_name
 from warpgate.net.listeners import Listeners
 from warpgate.net.nic import loopback_interface, own_ips
 from warpgate.node.addressing import (
+    check_place,
     choose_interfaces,
     direct_targets,
     interface_records,
@@ -94,7 +95,7 @@ class Node:
         self.router: SignalRouter
         self.peer_address: PeerAddress
         self.running = False
-        self._wanted = (ifs, ip, port)
+        self._wanted = check_place(ifs, ip, port)
         self._slot: IdentitySlot | None = None
         self._listeners: Listeners | None = None
         self._direct: DirectTransport | None = None
@@ -138,7 +139,6 @@ class Node:
 
     async def _open(self) -> None:
         ifs, ip, port = self._wanted
-        assert not isinstance(ifs, Mapping)
         self.identity = load_or_create(self._identity_folder())
         report = load(self.conf, os.environ)
         # What is registered first is called last: a plugin's own transport or resolver wins.
@@ -232,11 +232,17 @@ class Node:
     @property
     def node_id(self) -> str:
         """The node's id: its public key, 52 characters."""
+        self._check_started()
         return self.identity.node_id
 
     def address(self) -> bytes:
         """Return the node's signed address: give it to peers."""
+        self._check_started("peer_address")
         return self.peer_address.raw
+
+    def _check_started(self, made: str = "identity") -> None:
+        if not hasattr(self, made):
+            raise ConfigError("the node is not running; await node.start() first")
 
     def sign_address(self) -> None:
         """Sign the address anew; its sequence number grows with time, also over restarts."""
@@ -253,6 +259,7 @@ class Node:
 
     def supported(self) -> list[int]:
         """Return the address families that this node has an interface for."""
+        self._check_started("peer_address")
         families = self.peer_address.families()
         return [af for af in (IP4, IP6) if af in families]
 
@@ -265,15 +272,10 @@ class Node:
         return int(time.time())
 
     async def nickname(self, name: str) -> str:
-        """Publish a name for this node's address.
-
-        Raises:
-            SignallingError: no broker is connected, so there is nowhere to publish it.
-
-        """
+        """Publish a name for this node's address: not in this version, so raise SignallingError."""
         raise SignallingError(
-            f"the name {name!r} can't be published: this node is connected to no broker; "
-            "give peers its address instead"
+            f"{name!r}: publishing nicknames is not part of this version; "
+            "give peers this node's id or address"
         )
 
     # Connecting.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from warpgate.errors import SignallingError, WarpgateError
+from warpgate.errors import SignallingError, UnknownPeerError, WarpgateError
 from warpgate.hookspecs import hookimpl
 from warpgate.identity import node_id_bytes
 
@@ -63,25 +63,38 @@ class Rendezvous:
     async def warpgate_resolve_address(
         self, node: Node, address: bytes | str
     ) -> PeerAddress | None:
-        """Look a node id up on the brokers."""
-        if self.names is None or not isinstance(address, str):
+        """Look a node id up on the brokers.
+
+        Raises:
+            UnknownPeerError: it is a node id and could not be found; the text says why.
+
+        """
+        if not isinstance(address, str):
             return None
         try:
             node_id_bytes(address)
         except ValueError:
             return None
+        if self.names is None:
+            raise _unknown(address, self._why_no_look_up(node))
         loop = asyncio.get_running_loop()
         until = loop.time() + LOOKUP_S
         while (left := until - loop.time()) > 0:
             try:
                 found = await self.names.lookup_node(address.lower(), left)
             except SignallingError as error:
-                log.debug("node id %s not looked up: %s", address, error)
-                return None
+                raise _unknown(address, f"its brokers can't be asked: {error}") from error
             if found is not None:
                 return found
             await asyncio.sleep(LOOK_AGAIN_S)
-        return None
+        raise _unknown(address, "its brokers know no such node")
+
+    def _why_no_look_up(self, node: Node) -> str:
+        if not node.conf["brokers"] or not node.conf["sig_pipe_no"]:
+            return "no broker is configured here to look it up on"
+        if self.mqtt is None:
+            return "a plugin's signal transport took the brokers' place"
+        return "looking up by node id is switched off here (enable_nickname is False)"
 
     def publish(self, node: Node) -> None:
         """Let the brokers retain the node's newest address under its id, in the background."""
@@ -108,3 +121,7 @@ class Rendezvous:
             await asyncio.wait([self._publishing])
         if self.names is not None:
             await self.names.close()
+
+
+def _unknown(node_id: str, why: str) -> UnknownPeerError:
+    return UnknownPeerError(f"nobody here knows {node_id!r}: {why}; or give the peer's address")

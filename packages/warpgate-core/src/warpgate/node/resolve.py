@@ -22,7 +22,7 @@ async def resolve(node: Node, dest: bytes | str | PeerAddress) -> PeerAddress:
 
     Raises:
         InvalidAddressError: neither an address nor a possible name.
-        UnknownPeerError: a nickname that no resolver knows.
+        UnknownPeerError: a nickname that no resolver knows, or a node id that was not found.
         KeyChangedError: a resolver found another key than the pinned one.
 
     """

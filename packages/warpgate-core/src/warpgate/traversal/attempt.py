@@ -30,6 +30,7 @@ MAX_RUNS = 8
 """Calls of ``run`` of one attempt that may be pending at once."""
 CLOSE_GRACE_S = 0.030
 """A ``close()`` that takes longer moves to the node's reaper."""
+OTHER_WON = "another attempt won"
 REAP_S = 2.0
 """How long the reaper waits for a cancelled ``run``, and then for ``close()``."""
 
@@ -153,13 +154,21 @@ class Attempt:
         """End because somebody cancelled ``result``."""
         self._end("cancelled", "cancelled")
 
-    def lose(self, cause: str = "another attempt won") -> None:
-        """End because another attempt won or the call is over."""
-        self._end("lost", cause)
+    def lose(self, cause: str = OTHER_WON, status: str = "lost") -> None:
+        """End because another attempt won or the call is over.
+
+        Args:
+            cause: for the report; unless another attempt won, what went wrong last is appended.
+            status: ``"timeout"`` when the call's time was up.
+
+        """
+        self._end(status, cause if cause == OTHER_WON else self._with_last(cause))
 
     def _expire(self) -> None:
-        cause = f"no result within {self.plugin.timeout:g} s"
-        self._end("timeout", f"{cause}; last: {self._last_cause}" if self._last_cause else cause)
+        self._end("timeout", self._with_last(f"no result within {self.plugin.timeout:g} s"))
+
+    def _with_last(self, cause: str) -> str:
+        return f"{cause}; last: {self._last_cause}" if self._last_cause else cause
 
     # Proof of the pipes that were handed over.
 

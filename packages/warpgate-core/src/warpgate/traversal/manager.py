@@ -69,7 +69,7 @@ class TraversalManager:
         self.signals = SignalDoor(self)
         self.closed = False
         self._attempts: dict[tuple[str, str], Attempt] = {}
-        self._cleanups: set[asyncio.Task[None]] = set()
+        self._cleanups: set[asyncio.Task[Any]] = set()
         self._ttl_s: dict[str, int] = {}
 
     @property
@@ -210,8 +210,7 @@ class TraversalManager:
         late_s = max([DEFAULT_TTL_S, *ttls])
         self.history.bury(attempt.key, attempt.loop.time() + late_s + CLOCK_TOLERANCE_S)
         if attempt.cleanup is not None:
-            self._cleanups.add(attempt.cleanup)
-            attempt.cleanup.add_done_callback(self._cleanups.discard)
+            self.reap(attempt.cleanup)
         outcome = attempt.outcome
         log.debug("attempt ended: %s", outcome)
         self.node.notify(
@@ -267,6 +266,11 @@ class TraversalManager:
             _, late = await asyncio.wait(cleanups, timeout=grace_s)
             if late:
                 self.stats.count("closes_reaped", len(late))
+
+    def reap(self, task: asyncio.Task[Any]) -> None:
+        """Leave a task that should end soon to the reaper, which :meth:`close` waits for."""
+        self._cleanups.add(task)
+        task.add_done_callback(self._cleanups.discard)
 
     async def close(self, timeout_s: float) -> None:
         """End every attempt and wait for the reaper, at most ``timeout_s`` seconds; idempotent."""

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from warpgate.errors import PluginError
-from warpgate.traversal.attempt import CLOSE_GRACE_S, Attempt
+from warpgate.traversal.attempt import CLOSE_GRACE_S, OTHER_WON, Attempt
 from warpgate.traversal.plan import Combination, Plan
 from warpgate.traversal.report import AttemptOutcome, Skip, SkipReason
 
@@ -46,17 +46,25 @@ class Race:
         self._hold: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
 
-    async def run(self, timeout_s: float) -> Attempt | None:
+    async def run(self, timeout_s: float, limit_s: float | None = None) -> Attempt | None:
         """Race until a pipe has won, nothing is left to try, or the time is up.
 
         When this returns or raises, every loser's tasks have ended and its sockets are closed,
         except for a ``close()`` that takes long: the node's reaper has that. When it raises, the
         winner's pipe is closed too.
+
+        Args:
+            timeout_s: seconds from now.
+            limit_s: the whole call's seconds, for the report's texts; None: ``timeout_s``.
+
         """
         try:
             await self._decide(self.started + timeout_s)
-            over = "another attempt won" if self.winner else f"the call's {timeout_s:g} s were up"
-            await self._tear_down(over)
+            if self.winner is not None:
+                await self._tear_down(OTHER_WON)
+            else:
+                limit_s = max(0.0, timeout_s) if limit_s is None else limit_s
+                await self._tear_down(f"the call's {limit_s:g} s were up", "timeout")
         except BaseException:
             if self.winner is not None and self.winner.winner is not None:
                 self.winner.winner.abort()
@@ -192,11 +200,11 @@ class Race:
 
     # The end.
 
-    async def _tear_down(self, cause: str) -> None:
+    async def _tear_down(self, cause: str, status: str = "lost") -> None:
         if self._hold is not None:
             self._hold.cancel()
         for attempt in list(self._running):
-            attempt.lose(cause)
+            attempt.lose(cause, status)
         reason = SkipReason.NOT_NEEDED if self.winner is not None else SkipReason.NO_TIME
         self.skips += [_skip(combination, reason) for combination in self._waiting]
         self._waiting.clear()

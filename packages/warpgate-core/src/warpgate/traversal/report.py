@@ -154,5 +154,7 @@ class Report:
         if self.winner is not None:
             head = f"connected by {self.winner.strategy} in {self.seconds * 1000:.1f} ms"
         else:
-            head = f"no path after {self.seconds:.2f} s" + (f": {self.error}" if self.error else "")
+            # A NoPathError holds the lines of the attempts as well: its first line is enough.
+            why = str(self.error).partition("\n")[0].rstrip(":") if self.error else ""
+            head = f"no path after {self.seconds:.2f} s" + (f": {why}" if why else "")
         return "\n".join([head, *("  " + line for line in self.lines())])
