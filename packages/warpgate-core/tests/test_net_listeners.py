@@ -11,6 +11,7 @@ from warpgate.net.datagram import DatagramSocket
 from warpgate.net.listeners import FIRST_PORT, LAST_PORT, PORT_TRIES, Listeners, candidate_ports
 from warpgate.net.nic import loopback_interface
 from warpgate.net.pipe import Pipe
+from warpgate.net.tcp import TcpPipe
 
 HOSTS = [(IP4, "127.0.0.1"), (IP6, "::1")]
 
@@ -179,3 +180,21 @@ async def test_cancelling_open_leaves_nothing() -> None:
         await listeners.close()
     with socket.create_server(("127.0.0.1", port)):
         pass
+
+
+async def test_small_messages_leave_at_once_from_both_ends():
+    accepted = asyncio.get_running_loop().create_future()
+    listeners = Listeners(accepted.set_result)
+    port = await listeners.open([(IP4, "127.0.0.1")], 0)
+    loop = asyncio.get_running_loop()
+    transport, dialled = await loop.create_connection(TcpPipe, "127.0.0.1", port)
+    try:
+        pipe = await accepted
+        for end in (dialled, pipe):
+            sock = end._stream.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        await dialled.close()
+        await pipe.wait_closed()
+    finally:
+        transport.abort()
+        await listeners.close()
