@@ -52,12 +52,29 @@ async def start(leaks):
 def make_address():
     """Return a function that signs an address: ``make_address(["10.0.0.1"], ["fd00::1"], …)``."""
 
-    def make(*interfaces, machine=b"a machine", identity=None, sequence=1, ext=None, port=4000):
+    def make(
+        *interfaces,
+        machine=b"a machine",
+        identity=None,
+        sequence=1,
+        ext=None,
+        port=4000,
+        nat=0,
+        delta=0,
+    ):
         records = [
             InterfaceRecord(
                 index,
                 tuple(
-                    Endpoint(IP6 if ":" in ip else IP4, ip, port, (ext or {}).get(ip)) for ip in ips
+                    Endpoint(
+                        IP6 if ":" in ip else IP4,
+                        ip,
+                        port,
+                        (ext or {}).get(ip),
+                        nat=nat,
+                        delta=delta,
+                    )
+                    for ip in ips
                 ),
             )
             for index, ips in enumerate(interfaces, start=1)

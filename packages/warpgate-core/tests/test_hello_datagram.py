@@ -32,7 +32,18 @@ from warpgate.hello.machine import (
     Responder,
     State,
 )
-from warpgate.hello.messages import DATAGRAM_SIZE, M0, M1, M2, M3, PREFIX, SIGNAL, message, pack_m0
+from warpgate.hello.messages import (
+    DATAGRAM_SIZE,
+    M0,
+    M1,
+    M2,
+    M3,
+    PREFIX,
+    PROBE,
+    SIGNAL,
+    message,
+    pack_m0,
+)
 
 # A busy machine must not fail a test: hypothesis times each example otherwise.
 untimed = settings(deadline=None)
@@ -602,3 +613,25 @@ def test_garbage_never_raises_and_proves_nothing(
         assert feed(machine, data) == []
     assert machine.state is state
     assert machine.next_event() is None
+
+
+def test_a_punch_repeats_m1_by_its_own_schedule_and_then_as_usual() -> None:
+    machine = initiator(repeats_s=(0.015, 0.015, 0.1))
+    now = 0.0
+    assert len(machine.outgoing(now)) == 1
+    pauses = []
+    for _ in range(5):
+        due = machine.next_timeout()
+        assert due is not None
+        machine.handle_timeout(due)
+        assert len(machine.outgoing(due)) == 1
+        pauses.append(round(due - now, 6))
+        now = due
+    assert pauses == [0.015, 0.015, 0.1, 0.2, 0.4]
+
+
+def test_a_probe_is_nothing_to_a_hello() -> None:
+    machine = initiator()
+    machine.receive(message(PROBE, bytes(16)), ADDR, 0.01)
+    assert machine.dropped == 1
+    assert machine.state is State.WAIT_M2

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from warpgate.net.constants import EXT_BIND, IP4, IP6, LOOPBACK_BIND, NIC_BIND
+from warpgate.nat.pair import NatPair
+from warpgate.net.constants import EXT_BIND, IP4, IP6, LOOPBACK_BIND, NIC_BIND, NATType
 from warpgate.traversal.plan import MAX_CANDIDATES, PlanOptions, StrategyInfo, plan
 from warpgate.traversal.report import SkipReason
 
@@ -172,3 +175,68 @@ def test_without_a_shared_family_nothing_is_tried(make_address, make_nic):
     found = plan(local, remote, [make_nic("eth0", 1, "192.168.1.2/24")], [DIRECT])
     assert found.combinations == ()
     assert reasons(found, "direct_connect") == {SkipReason.FAMILY_NOT_SHARED}
+
+
+@pytest.fixture
+def behind(make_address, make_nic):
+    """Return a function: two machines behind NATs of their own, of given types."""
+
+    def make(here, there, deltas=(0, 0)):
+        mine = {"192.168.1.2": "198.51.100.1"}
+        theirs = {"10.9.9.9": "198.51.100.2"}
+        local = make_address(["192.168.1.2"], machine=HERE, ext=mine, nat=here, delta=deltas[0])
+        remote = make_address(["10.9.9.9"], machine=THERE, ext=theirs, nat=there, delta=deltas[1])
+        return local, remote, [make_nic("eth0", 1, "192.168.1.2/24")]
+
+    return make
+
+
+def refusing(text, seen=None):
+    def impossible(pair):
+        if seen is not None:
+            seen.append(pair)
+        return text
+
+    return replace(TCP_PUNCH, impossible=impossible)
+
+
+def test_a_strategy_says_what_it_can_not_do_between_two_nats(behind):
+    seen = []
+    found = plan(*behind(NATType.SYMMETRIC, NATType.RESTRICTED, (6, 2)), [refusing("no way", seen)])
+    (skip,) = [s for s in found.skips if s.reason is SkipReason.IMPOSSIBLE]
+    assert (skip.route_type, skip.detail) == (EXT_BIND, "no way")
+    assert EXT_BIND not in {c.path.route_type for c in found.combinations}
+    assert set(seen) == {NatPair(NATType.SYMMETRIC, 6, NATType.RESTRICTED, 2)}
+
+
+def test_nats_do_not_matter_on_one_link(make_address, make_nic):
+    local = make_address(["192.168.1.2"], machine=HERE, nat=NATType.SYMMETRIC)
+    remote = make_address(["192.168.1.7"], machine=THERE, nat=NATType.SYMMETRIC)
+    found = plan(local, remote, [make_nic("eth0", 1, "192.168.1.2/24")], [refusing("no way")])
+    assert [c.path.ip for c in found.combinations] == ["192.168.1.7"]
+
+
+def test_a_strategy_whose_impossible_raises_is_tried(behind, caplog):
+    def impossible(pair):
+        raise RuntimeError("a defect")
+
+    broken = replace(TCP_PUNCH, impossible=impossible)
+    found = plan(*behind(5, 5), [broken])
+    assert EXT_BIND in {c.path.route_type for c in found.combinations}
+    assert "impossible() raised" in caplog.text
+
+
+def test_punching_starts_at_once_when_both_nats_let_nobody_in(behind):
+    closed = plan(*behind(NATType.PORT_RESTRICTED, NATType.SYMMETRIC), ALL)
+    assert closed.opens_s["punch"] == 0
+    reachable = plan(*behind(NATType.PORT_RESTRICTED, NATType.OPEN), ALL)
+    assert reachable.opens_s["punch"] == 0.050
+
+
+def test_random_probe_does_not_wait_for_direct_attempts(near):
+    assert plan(*near, ALL).needs == {"late": ("punch", "spray")}
+
+
+def test_what_worked_last_time_is_marked(near):
+    found = plan(*near, ALL, PlanOptions(remembered=("udp_punch", IP4, NIC_BIND)))
+    assert [c.strategy for c in found.combinations if c.at_once] == ["udp_punch"]

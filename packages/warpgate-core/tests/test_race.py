@@ -6,6 +6,7 @@ Time is virtual here (see conftest).
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -355,3 +356,26 @@ def test_a_race_cancelled_before_anything_is_proven_says_so(virtual):
         return manager.attempts[0].outcome.cause
 
     assert virtual(main()) == "the call was cancelled"
+
+
+def test_what_worked_last_time_starts_at_once(virtual):
+    async def main():
+        again = replace(combination("s", "spray", delay_s=0.25), at_once=True)
+        race, manager = a_race({}, combination("d"), combination("p", "punch"), again)
+        await race.run(1)
+        return manager.started
+
+    assert virtual(main()) == [("s", 0), ("d", 0), ("p", 0.05)]
+
+
+def test_a_group_may_need_only_some_of_those_before_it(virtual):
+    async def main():
+        script = {"p": [(0.1, "fail")], "s": [(0.2, "fail")]}
+        race, manager = a_race(script, *CASCADE)
+        race.plan = replace(race.plan, needs={"late": ("punch", "spray")})
+        await race.run(10)
+        return manager.started
+
+    # The direct attempt never ends: the late group does not wait for it, the relay does.
+    started = virtual(main())
+    assert started == [("d", 0), ("p", 0.05), ("s", 0.35), ("late", 0.55), ("r", 3.0)]

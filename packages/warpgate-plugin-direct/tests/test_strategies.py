@@ -8,6 +8,8 @@ import pytest
 
 import warpgate_plugin_direct
 from warpgate import EXT_BIND, LOOPBACK_BIND, NIC_BIND, ConMsg, Node, auto_connect
+from warpgate.nat.pair import NatPair
+from warpgate.net.constants import NATType
 from warpgate_plugin_direct.direct_connect import DirectConnect
 from warpgate_plugin_direct.reverse_connect import ReverseConnect
 
@@ -197,3 +199,13 @@ async def test_direct_connect_dials_once_from_the_chosen_address() -> None:
     assert nic.bound == [(0, "192.168.1.5")]  # the external address is the NAT's, not ours
     assert [dest for dest, _ in nic.dialled] == [("192.168.1.9", 12345)]
     assert plugin.result.result() == "a pipe"
+
+
+def test_who_is_behind_a_nat_is_not_dialled() -> None:
+    closed, opened = NATType.PORT_RESTRICTED, NATType.OPEN
+    assert DirectConnect.impossible(NatPair(local=opened, remote=closed))
+    assert ReverseConnect.impossible(NatPair(local=closed, remote=opened))
+    for pair in (NatPair(), NatPair(closed, 0, opened, 0)):
+        assert DirectConnect.impossible(pair) is None
+    for pair in (NatPair(), NatPair(opened, 0, closed, 0)):
+        assert ReverseConnect.impossible(pair) is None

@@ -7,10 +7,12 @@ import secrets
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from warpgate.errors import LocalProtocolError, PluginDefinitionError
+from warpgate.net.budget import PacketBudget
 from warpgate.net.constants import EXT_BIND, IP4, LOOPBACK_BIND, NIC_BIND
 from warpgate.protocol.con_id import PLUGIN_ID_ALPHABET, PLUGIN_ID_LENGTH
 
 if TYPE_CHECKING:
+    from warpgate.nat.pair import NatPair
     from warpgate.net.nic import Interface
     from warpgate.net.pipe import Pipe
     from warpgate.net.route import Route
@@ -55,6 +57,7 @@ class Plugin:
         self.manager: TraversalManager = None  # type: ignore[assignment]
         self.node: Node = None  # type: ignore[assignment]
         self.route: Route | None = None
+        self.budget = PacketBudget()
         self._result: asyncio.Future[Any] | None = None
 
     @property
@@ -77,6 +80,19 @@ class Plugin:
         the class itself: one instance per attempt.
         """
         return cls
+
+    @classmethod
+    def impossible(cls, pair: NatPair) -> str | None:
+        """Say why this strategy can't connect two peers over the internet, None where it may.
+
+        Override it where the types of NAT alone can tell; it must be pure and quick. It is not
+        asked for peers on one machine or one link. What is not known counts as possible.
+
+        Args:
+            pair: what is known of both sides' NATs.
+
+        """
+        return None
 
     async def run(self, reply: ConMsg | None = None) -> None:
         """Try to connect; resolve ``self.result``.
@@ -126,6 +142,21 @@ class Plugin:
 
         """
         await self._manager().send_signal(self, msg)
+
+    def refuses(self, ip: str) -> str | None:
+        """Say why nothing may be sent to an address that only the peer's message names, or None.
+
+        An initiator may write to public addresses and to those that stand in the peer's signed
+        address; a responder to what WIRE.md section 5 allows on a peer's word.
+
+        Args:
+            ip: the address, as text.
+
+        Raises:
+            LocalProtocolError: no node has created this attempt.
+
+        """
+        return self._manager().refuses(self, ip)
 
     def _manager(self) -> TraversalManager:
         if self.manager is None:

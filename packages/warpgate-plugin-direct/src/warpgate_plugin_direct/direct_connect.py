@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from warpgate import TCP, ConMsg, Plugin, register
+from warpgate.nat.pair import NatPair
 
 
 @register(phase="direct")
@@ -19,6 +20,11 @@ class DirectConnect(Plugin):
     name: ClassVar[str] = "direct_connect"
     transport: ClassVar[Any] = "tcp"
     conf: ClassVar[dict[str, Any]] = {"timeout": 10, "set_bind": False}
+
+    @classmethod
+    def impossible(cls, pair: NatPair) -> str | None:
+        """A NAT or firewall in front of the peer lets in nobody who comes unasked."""
+        return "the peer's NAT or firewall lets nobody in" if pair.remote_closed else None
 
     async def run(self, reply: ConMsg | None = None) -> None:
         """Dial once; the connection that comes of it is handed over for proof."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from warpgate import ConMsg, Plugin, register
+from warpgate.nat.pair import NatPair
 
 
 @register(phase="direct")
@@ -17,6 +18,11 @@ class ReverseConnect(Plugin):
     name: ClassVar[str] = "reverse_connect"
     transport: ClassVar[Any] = "tcp"
     conf: ClassVar[dict[str, Any]] = {"timeout": 10, "set_bind": False}
+
+    @classmethod
+    def impossible(cls, pair: NatPair) -> str | None:
+        """A NAT or firewall in front of this machine lets in nobody who comes unasked."""
+        return "this machine's NAT or firewall lets nobody in" if pair.local_closed else None
 
     async def run(self, reply: ConMsg | None = None) -> None:
         """Claim the connection, ask for it, and wait for it.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from warpgate.errors import LocalProtocolError, RemoteProtocolError, UnknownMessage
+from warpgate.hello import seal
 from warpgate.hello.messages import (
     Deframer,
     frame,
@@ -130,6 +131,10 @@ class Hello(ABC):
         allow: responder: whether a peer (key, plugin_id) may connect; asked before it gets M2.
         timeout_s: seconds from ``start`` until an unnominated hello fails.
 
+    Attributes:
+        dropped: how many datagrams were dropped.
+        mismatch: why this side and who claims to be the peer can't have a pipe, as far as is known.
+
     Raises:
         LocalProtocolError: an argument can't be used.
 
@@ -150,6 +155,7 @@ class Hello(ABC):
         timeout_s: float = HELLO_TIMEOUT_S,
     ) -> None:
         self.dropped = 0
+        self.mismatch: RemoteProtocolError | None = None
         self._identity = identity
         self._peer = peer
         self._plugin_id = plugin_id
@@ -163,6 +169,7 @@ class Hello(ABC):
 
         self._state = State.IDLE
         self._keys: SealKeys | None = None
+        self._cipher: str | None = None
         self._outgoing: list[bytes] = []
         self._events: deque[Event] = deque()
         self._deframer = Deframer()
@@ -172,11 +179,17 @@ class Hello(ABC):
         self._deadline: float | None = None
         self._repeat_at: float | None = None
         self._repeat_interval = FIRST_REPEAT_S
+        self._schedule: deque[float] = deque()
 
     @property
     def state(self) -> State:
         """Where the machine is."""
         return self._state
+
+    @property
+    def cipher(self) -> str | None:
+        """The cipher that seals the pipe, once proven; None: the pipe is not sealed."""
+        return self._cipher
 
     @property
     def keys(self) -> SealKeys:
@@ -242,9 +255,12 @@ class Hello(ABC):
     def handle_timeout(self, now: float) -> None:
         """Repeat what may be lost, or fail at the deadline; too early a call does nothing."""
         if self._expired(now):
-            self._fail(RemoteProtocolError(self._timeout_text()))
+            self._fail(self.mismatch or RemoteProtocolError(self._timeout_text()))
         elif self._repeat_at is not None and now >= self._repeat_at:
-            self._repeat_interval = min(self._repeat_interval * 2, MAX_REPEAT_S)
+            if self._schedule:
+                self._repeat_interval = self._schedule.popleft()
+            else:
+                self._repeat_interval = min(self._repeat_interval * 2, MAX_REPEAT_S)
             # From now on, not from when it was due: a late timer must not cause a burst.
             self._repeat_at = now + self._repeat_interval if self._repeat() else None
 
@@ -336,8 +352,14 @@ class Hello(ABC):
     def _out_of_order_bytes(self) -> UnknownMessage:
         return UnknownMessage("the responder spoke before the nomination")
 
+    def _match(self, capabilities: tuple[str, ...]) -> RemoteProtocolError | None:
+        """Return why a peer with these capabilities can't have a pipe, None when it can."""
+        text = seal.mismatch(self._capabilities, capabilities)
+        return RemoteProtocolError(text) if text else None
+
     def _prove(self, keys: SealKeys, event: Proven) -> None:
         self._keys = keys
+        self._cipher = seal.agreed_cipher(self._capabilities, event.capabilities)
         self._repeat_at = None
         self._state = State.PROVEN
         self._events.append(event)

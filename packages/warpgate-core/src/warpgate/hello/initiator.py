@@ -37,7 +37,7 @@ from warpgate.hello.messages import (
 from warpgate.protocol.con_id import valid_plugin_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 ANSWER_REPEATS_S = 30.0
 
@@ -48,6 +48,9 @@ class Initiator(Hello):
     ``peer`` and ``plugin_id`` are required, ``announce`` and ``allow`` don't concern it. On datagrams
     it answers a repeated M2 with M3 for 30 s after the nomination: feed it until ``next_timeout``
     is None.
+
+    ``repeats_s``: the pauses before the first repeats of M1 on datagrams, in seconds, instead of 60,
+    120, 240 … ms: a punch uses M1 as its probe, and the peer opens its NAT at an unknown moment.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Initiator(Hello):
         announce: bool = False,
         allow: Callable[[bytes, str], bool] = lambda _peer, _plugin_id: True,
         timeout_s: float = HELLO_TIMEOUT_S,
+        repeats_s: Sequence[float] = (),
     ) -> None:
         super().__init__(
             identity=identity,
@@ -99,6 +103,7 @@ class Initiator(Hello):
         self._m3 = b""
         self._heard_m0 = False
         self._answers_until: float | None = None
+        self._schedule.extend(repeats_s)
 
     def nominate(self, now: float) -> None:
         """Choose this pipe: queue M3. Once more, or after it failed, does nothing.
@@ -131,7 +136,7 @@ class Initiator(Hello):
     def _begin(self, now: float) -> None:
         self._state = State.WAIT_M2
         self._send(M1, self._m1)
-        self._repeat_after(FIRST_REPEAT_S, now)
+        self._repeat_after(self._schedule.popleft() if self._schedule else FIRST_REPEAT_S, now)
 
     def _repeat(self) -> bool:
         self._send(M1, self._m1)
@@ -175,6 +180,11 @@ class Initiator(Hello):
         # Only a signed nonce is remembered, so strangers can't fill the cache through an initiator.
         if not self._nonces.use(fields.nonce):
             raise StaleMessage("the nonce of M2 was used before")
+        # The responder has answered in any case, so that this side learns what is wrong.
+        self.mismatch = self._match(fields.capabilities)
+        if self.mismatch is not None:
+            self._fail(self.mismatch)
+            return
         self._exchange = None
         self._m2 = body
         self._m3 = self._identity.sign(signed_data(ROLE_INITIATOR, m1, m2_unsigned))

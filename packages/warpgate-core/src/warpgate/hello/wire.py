@@ -24,9 +24,11 @@ M0 = 0
 M1 = 1
 M2 = 2
 M3 = 3
+PROBE = 8  # a strategy's own small probe; the hello and the listeners drop it
 SIGNAL = 16
 
 MAX_HELLO_BODY = 1024
+MAX_PROBE_BODY = 56  # a probe has at most 64 bytes (WIRE.md section 5)
 MAX_SIGNAL_BODY = 8192
 
 _MAX_BODY: Mapping[int, int] = MappingProxyType(
@@ -35,16 +37,17 @@ _MAX_BODY: Mapping[int, int] = MappingProxyType(
         M1: MAX_HELLO_BODY,
         M2: MAX_HELLO_BODY,
         M3: MAX_HELLO_BODY,
+        PROBE: MAX_PROBE_BODY,
         SIGNAL: MAX_SIGNAL_BODY,
     }
 )
 
 
 def kind_name(kind: int) -> str:
-    """Return ``M0`` … ``M3`` or ``signal`` for a message's number, for texts that people read."""
+    """Return ``M0`` … ``M3``, ``probe`` or ``signal`` for a message's number, for texts that people read."""
     if kind in (M0, M1, M2, M3):
         return f"M{kind}"
-    return "signal" if kind == SIGNAL else f"message {kind}"
+    return {SIGNAL: "signal", PROBE: "probe"}.get(kind, f"message {kind}")
 
 
 def message(kind: int, body: bytes) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from warpgate.net.addresses import Address, SystemAddress, system_address, user_address
 
@@ -31,6 +31,7 @@ class DatagramSocket:
         unclaimed: datagrams that nobody wanted.
         errors: errors that the system reported about earlier datagrams.
         closed: whether it is closed.
+        meter: asked before every datagram; what it refuses counts as lost on the way, in ``metered``.
 
     """
 
@@ -45,6 +46,8 @@ class DatagramSocket:
         self.unclaimed = 0
         self.errors = 0
         self.closed = False
+        self.meter: Callable[[Address], bool] | None = None
+        self.metered = 0
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._routes: dict[Address, Receiver] = {}
@@ -54,8 +57,8 @@ class DatagramSocket:
         self._endpoint: _Endpoint | None = None
 
     @classmethod
-    async def open(cls, sock: socket.socket) -> DatagramSocket:
-        """Return a reading ``DatagramSocket`` that owns the bound socket.
+    async def open(cls, sock: socket.socket) -> Self:
+        """Return a reading socket of this class that owns the bound socket.
 
         Raises:
             OSError: the socket can't be used.
@@ -103,6 +106,9 @@ class DatagramSocket:
         """
         if self.closed:
             return False
+        if self.meter is not None and not self.meter(addr):
+            self.metered += 1
+            return True
         target = self._known.get(addr)
         if target is None:
             target = system_address(self.af, addr)

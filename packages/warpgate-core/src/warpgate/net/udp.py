@@ -53,6 +53,7 @@ class UdpPipe(Pipe):
     Attributes:
         only_remote: drop what does not come from ``remote`` (and count it in ``unmatched``).
         last_heard: when something came last, by the loop's clock.
+        hello_repeats_s: pauses before the first repeats of the hello's M1, in seconds; empty: the usual.
 
     """
 
@@ -76,6 +77,7 @@ class UdpPipe(Pipe):
         self.max_message: int = MAX_PAYLOAD
         self.local = link.local
         self.only_remote = False
+        self.hello_repeats_s: tuple[float, ...] = ()
         self.last_heard = asyncio.get_running_loop().time()
         self._link = link
         self._owner = owner
@@ -100,6 +102,11 @@ class UdpPipe(Pipe):
 
         """
         return cls(await DatagramSocket.open(sock), remote)
+
+    @property
+    def metered(self) -> bool:
+        """Whether the link itself bounds what is sent."""
+        return getattr(self._link, "meter", None) is not None
 
     @property
     def remote(self) -> Address:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from warpgate.errors import (
@@ -16,7 +17,7 @@ from warpgate.errors import (
 )
 from warpgate.events import ConnectFinished, ConnectStarted
 from warpgate.net.constants import IP4, IP6, ROUTE_TYPES, af_name, transport_name
-from warpgate.node.resolve import resolve
+from warpgate.node.resolve import pin, resolve
 from warpgate.traversal.attempt import CLOSE_GRACE_S
 from warpgate.traversal.plan import PlanOptions
 from warpgate.traversal.race import Race
@@ -53,7 +54,7 @@ async def auto_connect(
 
     Args:
         node: the local node, started.
-        dest_addr: the peer's address (bytes or text form) or nickname.
+        dest_addr: the peer's address (bytes or text form), node id or nickname.
         timeout: seconds; the call returns by then, give or take 50 ms.
         turn_limit: how many relay attempts may be made.
         transport: ``"tcp"``, ``"udp"`` or None for any.
@@ -84,6 +85,8 @@ async def auto_connect(
     try:
         peer = await _resolve(node, dest_addr, timeout)
         winner = await _race(node, peer, options, report, started + timeout, timeout)
+        if winner is not None:
+            pin(node, dest_addr, peer, winner)
     except (InvalidAddressError, KeyChangedError, ConfigError) as error:
         report.error = error
         raise
@@ -179,7 +182,9 @@ async def _race(
     if peer.key == node.identity.public_key:
         raise NoPathError("that is this node's own address; a node does not connect to itself")
     manager = node.traversal
-    chosen = manager.plan_for(peer, options)
+    network = _network(node)
+    again = manager.history.what_worked(peer.node_id, network)
+    chosen = manager.plan_for(peer, replace(options, remembered=again))
     node.notify(ConnectStarted(peer.node_id, len(chosen.combinations), len(chosen.skips)))
     race = Race(manager, peer, chosen)
     report.outcomes, report.skips = race.outcomes, race.skips
@@ -187,8 +192,17 @@ async def _race(
     if winner is None:
         report.error = _explain(node, peer, options, report)
         return None
-    report.winner = winner.outcome
+    report.winner = outcome = winner.outcome
+    if outcome.phase != "relay":  # or a peer once reached by a relay would stay on it
+        worked = (outcome.strategy, outcome.af, outcome.route_type)
+        manager.history.worked(peer.node_id, network, worked)
     return winner
+
+
+def _network(node: Node) -> Hashable:
+    """Return what tells one network that this machine has been in from another."""
+    endpoints = [e for nic in node.peer_address.interfaces for e in nic.endpoints]
+    return frozenset((e.ip, e.ext_ip) for e in endpoints)
 
 
 def _explain(node: Node, peer: PeerAddress, options: PlanOptions, report: Report) -> WarpgateError:

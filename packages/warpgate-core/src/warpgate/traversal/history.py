@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 
 Key = tuple[str, str]
 """(peer id, plugin_id)."""
 
 MAX_TOMBSTONES = 4096
 MAX_DELIVERED = 4096
+MAX_WORKED = 1024
+
+Worked = tuple[str, int, int]
+"""(strategy, af, route type)."""
 
 
 class History:
@@ -17,6 +22,7 @@ class History:
     def __init__(self) -> None:
         self._tombstones: OrderedDict[Key, float] = OrderedDict()
         self._delivered: OrderedDict[Key, None] = OrderedDict()
+        self._worked: OrderedDict[tuple[str, Hashable], Worked] = OrderedDict()
 
     def bury(self, key: Key, until: float) -> None:
         """Note that an attempt has ended; its signals are late until then (monotonic seconds)."""
@@ -37,3 +43,18 @@ class History:
         if len(self._delivered) > MAX_DELIVERED:
             self._delivered.popitem(last=False)
         return True
+
+    def worked(self, peer_id: str, network: Hashable, what: Worked) -> None:
+        """Note what has connected to a peer from a network."""
+        self._worked[peer_id, network] = what
+        self._worked.move_to_end((peer_id, network))
+        if len(self._worked) > MAX_WORKED:
+            self._worked.popitem(last=False)
+
+    def what_worked(self, peer_id: str, network: Hashable) -> Worked | None:
+        """Return what has connected to a peer from a network last, None when nothing is known."""
+        return self._worked.get((peer_id, network))
+
+    def forget_what_worked(self) -> None:
+        """Let the next calls to all peers be as the first ones."""
+        self._worked.clear()

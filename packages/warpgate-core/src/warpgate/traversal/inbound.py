@@ -29,6 +29,7 @@ from warpgate.identity import node_id_text
 from warpgate.net.udp import UdpPipe
 
 if TYPE_CHECKING:
+    from warpgate.net.budget import PacketBudget
     from warpgate.net.datagram import DatagramSocket
     from warpgate.net.pipe import Pipe
     from warpgate.net.tcp import TcpPipe
@@ -263,11 +264,20 @@ class Inbound:
             handshake = self._manager.proofs.make_initiator(attempt, pipe, owner)
             attempt.watch(handshake)
         elif kind == M1:
-            handshake = self._manager.proofs.make_responder(None, pipe, self)
+            handshake = self._manager.proofs.make_responder(None, pipe, self, self._budget(body))
         else:
             self._refuse(pipe, "hello_unexpected", f"M{kind} from nowhere")
             return
         handshake.start(first)
+
+    def _budget(self, m1: bytes) -> PacketBudget | None:
+        """Return the budget of the attempt that an M1 says to belong to."""
+        try:
+            fields = unpack_m1(m1)
+        except RemoteProtocolError:
+            return None
+        attempt = self._manager.find(node_id_text(fields.sender), fields.plugin_id)
+        return None if attempt is None else attempt.plugin.budget
 
     def handshake_proven(self, handshake: Handshake) -> None:
         """Never called: a responder's proof and nomination are one."""

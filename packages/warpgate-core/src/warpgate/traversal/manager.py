@@ -20,6 +20,7 @@ from warpgate.net.constants import (
 )
 from warpgate.protocol.codec import MessageTable
 from warpgate.protocol.envelope import CLOCK_TOLERANCE_S, MAX_TTL_S
+from warpgate.protocol.ip import is_public
 from warpgate.signalling.router import DEFAULT_TTL_S
 from warpgate.traversal.attempt import Attempt
 from warpgate.traversal.combine import info, scoped
@@ -27,8 +28,9 @@ from warpgate.traversal.history import History
 from warpgate.traversal.inbound import Inbound
 from warpgate.traversal.limits import StrangerLimits
 from warpgate.traversal.loaders import Loader, make_loader
-from warpgate.traversal.paths import Path, find_paths
+from warpgate.traversal.paths import Path, find_paths, named_ips
 from warpgate.traversal.plan import Combination, Plan, PlanOptions, plan
+from warpgate.traversal.policy import refuse_dial
 from warpgate.traversal.proofs import Proofs
 from warpgate.traversal.report import AttemptOutcome
 from warpgate.traversal.responder import SignalDoor
@@ -329,6 +331,16 @@ class TraversalManager:
     async def wait_for_inbound(self, plugin: Plugin) -> Pipe | None:
         """See :meth:`warpgate.Plugin.wait_for_inbound`."""
         return await self.inbound.wait(self.attempt_of(plugin))
+
+    def refuses(self, plugin: Plugin, ip: str) -> str | None:
+        """See :meth:`warpgate.Plugin.refuses`."""
+        attempt = self.attempt_of(plugin)
+        peer, node = attempt.peer, self.node
+        if plugin.initiator and (is_public(ip) or ip in named_ips(peer)):
+            return None
+        loopback = attempt.origin is not None and attempt.origin.loopback
+        refusal = refuse_dial(ip, node.ifs, node.own_ips(), loopback)
+        return None if refusal is None else refusal.value
 
     async def send_signal(self, plugin: Plugin, msg: ConMsg) -> None:
         """See :meth:`warpgate.Plugin.send_signal_msg`."""

@@ -200,3 +200,9 @@ def endpoint_target(endpoint: Endpoint, route_type: int) -> tuple[str, int]:
 def own_ips(address: PeerAddress) -> set[str]:
     """Return every local address that stands in a node's address."""
     return {endpoint.ip for nic in address.interfaces for endpoint in nic.endpoints}
+
+
+def named_ips(address: PeerAddress) -> set[str]:
+    """Return every address, local and external, that a node's signed address names."""
+    endpoints = [endpoint for nic in address.interfaces for endpoint in nic.endpoints]
+    return {e.ip for e in endpoints} | {e.ext_ip for e in endpoints if e.ext_ip is not None}

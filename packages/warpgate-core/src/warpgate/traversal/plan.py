@@ -5,13 +5,17 @@ PURE. Order is preference; nobody waits for what can't work (RFC 8305 gives the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from warpgate.net.constants import IP4, IP6, PHASES, ROUTE_TYPES
+from warpgate.nat.pair import NatPair
+from warpgate.net.constants import EXT_BIND, IP4, IP6, PHASES, ROUTE_TYPES
 from warpgate.protocol.peer_address import PeerAddress
-from warpgate.traversal.paths import DeadEnd, LinkFacts, Path, find_paths
+from warpgate.traversal.paths import TIER_PUBLIC, DeadEnd, LinkFacts, Path, find_paths
 from warpgate.traversal.report import Skip, SkipReason
+
+log = logging.getLogger("warpgate")
 
 STAGGER_PRIVATE_S = 0.030
 STAGGER_PUBLIC_S = 0.250
@@ -30,7 +34,7 @@ class StrategyInfo:
     """What a plan must know of an installed strategy.
 
     ``after_punching`` is the strategy's own conf key of that name: it starts only when every
-    punch and spray has ended.
+    punch and spray has ended. ``impossible`` is the class's method of that name.
     """
 
     name: str
@@ -38,6 +42,7 @@ class StrategyInfo:
     transport: str
     route_types: tuple[int, ...] = ROUTE_TYPES
     after_punching: bool = False
+    impossible: Callable[[NatPair], str | None] | None = None
 
     @property
     def group(self) -> str:
@@ -47,7 +52,10 @@ class StrategyInfo:
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What the caller narrowed, and the node's relay policy; None means no restriction."""
+    """What the caller narrowed, and the node's relay policy; None means no restriction.
+
+    ``remembered`` is the (strategy, af, route type) that connected to this peer from this network last.
+    """
 
     transport: str | None = None
     plugins: tuple[str, ...] | None = None
@@ -56,13 +64,15 @@ class PlanOptions:
     relay: str = "last"
     relay_after_s: float = 3.0
     turn_limit: int = 3
+    remembered: tuple[str, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Combination:
     """One strategy on one path.
 
-    ``delay_s`` counts from the moment its group opens (the stagger within one strategy).
+    ``delay_s`` counts from the moment its group opens (the stagger within one strategy); ``at_once``:
+    it waits for neither, since it connected these peers last time.
     """
 
     strategy: str
@@ -70,13 +80,15 @@ class Combination:
     group: str
     path: Path
     delay_s: float = 0.0
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The combinations in order of preference, the skips, and when each group opens.
 
-    A group opens when all groups before it in ``order`` have ended, or ``opens_s`` seconds after the
+    A group opens when all groups before it in ``order`` have ended (those in ``needs``, where it stands
+    there), or ``opens_s`` seconds after the
     call (absent: only when they have ended); where ``follows`` names a group, after that one opened.
     """
 
@@ -85,6 +97,7 @@ class Plan:
     opens_s: dict[str, float] = field(default_factory=dict)
     follows: dict[str, str] = field(default_factory=dict)
     order: tuple[str, ...] = GROUPS
+    needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def plan(
@@ -116,15 +129,28 @@ def plan(
             if reason is not SkipReason.AUXILIARY:
                 skips.append(Skip(strategy.name, reason))
             continue
-        chosen, left_out = _combine(strategy, paths, dead, options)
+        chosen, left_out = _combine(strategy, paths, dead, options, local, remote)
         combinations += chosen
         skips += left_out
     if not any(strategy.phase in PHASES for strategy in strategies):
         skips.append(Skip("auto_connect", SkipReason.NO_STRATEGY))
     order = ("relay", *GROUPS[:-1]) if options.relay == "prefer" else GROUPS
     combinations.sort(key=lambda c: order.index(c.group))
-    opens_s = _openings(combinations, options)
-    return Plan(tuple(combinations), tuple(skips), opens_s, {"spray": "punch"}, order)
+    opens_s = _openings(combinations, options, local, remote)
+    # Guessing ports is for pairs that can't be punched, whatever a direct attempt still waits for.
+    needs: dict[str, tuple[str, ...]] = {LATE: ("punch", "spray")}
+    return Plan(tuple(combinations), tuple(skips), opens_s, {"spray": "punch"}, order, needs)
+
+
+def nat_pair(local: PeerAddress, remote: PeerAddress, path: Path) -> NatPair | None:
+    """Return what is known of both NATs on a path; None where it crosses none."""
+    if path.tier < TIER_PUBLIC or (path.private and path.route_type != EXT_BIND):
+        return None
+    mine = local.interfaces[path.src_index].endpoint(path.af)
+    theirs = remote.interfaces[path.dest_index].endpoint(path.af)
+    if mine is None or theirs is None:
+        return None
+    return NatPair(mine.nat, mine.delta, theirs.nat, theirs.delta)
 
 
 def _excluded(strategy: StrategyInfo, options: PlanOptions) -> SkipReason | None:
@@ -140,7 +166,12 @@ def _excluded(strategy: StrategyInfo, options: PlanOptions) -> SkipReason | None
 
 
 def _combine(
-    strategy: StrategyInfo, paths: Sequence[Path], dead: Sequence[DeadEnd], options: PlanOptions
+    strategy: StrategyInfo,
+    paths: Sequence[Path],
+    dead: Sequence[DeadEnd],
+    options: PlanOptions,
+    local: PeerAddress,
+    remote: PeerAddress,
 ) -> tuple[list[Combination], list[Skip]]:
     chosen: list[Combination] = []
     skips = [
@@ -155,21 +186,48 @@ def _combine(
         if path.route_type not in strategy.route_types:
             continue
         key = (path.af, path.src_index, path.ip, path.port)
+        detail = path.ip
+        cause = _impossible(strategy, nat_pair(local, remote, path))
         if key in seen:
             reason = SkipReason.SAME_AS_OTHER_ROUTE
+        elif cause is not None:
+            reason, detail = SkipReason.IMPOSSIBLE, cause
         elif len(chosen) >= limit:
             reason = SkipReason.RELAY_LIMIT if strategy.phase == "relay" else SkipReason.TOO_MANY
         else:
             seen.add(key)
-            chosen.append(Combination(strategy.name, strategy.phase, strategy.group, path, delay_s))
+            again = options.remembered == (strategy.name, path.af, path.route_type)
+            chosen.append(
+                Combination(strategy.name, strategy.phase, strategy.group, path, delay_s, again)
+            )
             delay_s += STAGGER_PRIVATE_S if path.private else STAGGER_PUBLIC_S
             continue
-        skips.append(Skip(strategy.name, reason, path.af, path.route_type, path.ip))
+        skips.append(Skip(strategy.name, reason, path.af, path.route_type, detail))
     return chosen, skips
 
 
-def _openings(combinations: Sequence[Combination], options: PlanOptions) -> dict[str, float]:
-    direct = any(c.group == "direct" and c.path.likely for c in combinations)
+def _impossible(strategy: StrategyInfo, pair: NatPair | None) -> str | None:
+    if pair is None or strategy.impossible is None:
+        return None
+    try:
+        return strategy.impossible(pair)
+    except Exception:  # a strategy's own defect must not keep it, or the others, from being tried
+        log.exception("%s: impossible() raised", strategy.name)
+        return None
+
+
+def _openings(
+    combinations: Sequence[Combination],
+    options: PlanOptions,
+    local: PeerAddress,
+    remote: PeerAddress,
+) -> dict[str, float]:
+    def likely(path: Path) -> bool:
+        pair = nat_pair(local, remote, path)
+        closed = pair is not None and pair.local_closed and pair.remote_closed
+        return path.likely and not closed
+
+    direct = any(c.group == "direct" and likely(c.path) for c in combinations)
     punch = any(c.group == "punch" for c in combinations)
     # Who prefers relays does so to show the peer no address: the others wait as relays do otherwise.
     first_s, relay_s = 0.0, options.relay_after_s

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from warpgate.errors import ConfigError
-from warpgate.events import Dropped
+from warpgate.events import PeerRefused
+from warpgate.hello import seal
 from warpgate.hello.machine import Initiator, NonceCache, Responder
 from warpgate.hello.shell import Handshake, HandshakeOwner
-from warpgate.identity import node_id_bytes, node_id_text
+from warpgate.identity import node_id_text
+from warpgate.net.udp import UdpPipe
+from warpgate.traversal.allow import AllowList
 from warpgate.traversal.limits import ANSWER_BYTES_PER_MINUTE, TokenBucket
 
 if TYPE_CHECKING:
+    from warpgate.net.budget import PacketBudget
     from warpgate.net.pipe import Pipe
     from warpgate.traversal.attempt import Attempt
     from warpgate.traversal.manager import TraversalManager
@@ -25,7 +29,7 @@ class Proofs:
 
     Args:
         manager: the traversal manager.
-        allow: node ids of those who may connect; None for anyone.
+        allow: node ids and names of those who may connect; None for anyone.
 
     Raises:
         ConfigError: ``allow`` holds something else.
@@ -35,11 +39,14 @@ class Proofs:
     def __init__(self, manager: TraversalManager, allow: Iterable[str] | None) -> None:
         self._manager = manager
         self._nonces = NonceCache()
+        setting = str(manager.node.conf["seal"])
+        aes = setting != "off" and seal.aes_is_quicker(time.perf_counter)
+        self._capabilities = seal.offered(setting, aes=aes)
         now = asyncio.get_running_loop().time()
         self._answers = TokenBucket(
             ANSWER_BYTES_PER_MINUTE / 60, now, burst=ANSWER_BYTES_PER_MINUTE
         )
-        self._allow = None if allow is None else {_allowed_key(entry) for entry in allow}
+        self._allow = AllowList(allow, manager.node.trust.pins)
 
     def prove(self, attempt: Attempt, pipe: Pipe) -> None:
         """Start the hello on a pipe that a strategy has handed over."""
@@ -59,14 +66,23 @@ class Proofs:
             datagram=pipe.transport == "udp",
             entropy=os.urandom,
             nonces=self._nonces,
+            capabilities=self._capabilities,
             allow=self.allowed,
+            repeats_s=pipe.hello_repeats_s if isinstance(pipe, UdpPipe) else (),
         )
-        return Handshake(pipe, machine, owner)
+        return Handshake(pipe, machine, owner, self._within(pipe, attempt.plugin.budget))
 
     def make_responder(
-        self, attempt: Attempt | None, pipe: Pipe, owner: HandshakeOwner
+        self,
+        attempt: Attempt | None,
+        pipe: Pipe,
+        owner: HandshakeOwner,
+        budget: PacketBudget | None = None,
     ) -> Handshake:
-        """Return the responder's side of a hello, for an attempt or for whoever has connected."""
+        """Return the responder's side of a hello, for an attempt or for whoever has connected.
+
+        ``budget`` bounds the answers to a source that says to belong to an attempt.
+        """
         # M0 tells a listening socket of the initiator for which of its waiters we come.
         announce = attempt is not None and pipe.remote[1] in attempt.peer.ports()
         machine = Responder(
@@ -76,12 +92,26 @@ class Proofs:
             datagram=pipe.transport == "udp",
             entropy=os.urandom,
             nonces=self._nonces,
+            capabilities=self._capabilities,
             announce=announce,
             allow=self._may_initiate,
         )
-        return Handshake(pipe, machine, owner, None if attempt else self._answering(pipe))
+        if attempt is not None:
+            return Handshake(pipe, machine, owner, self._within(pipe, attempt.plugin.budget))
+        return Handshake(pipe, machine, owner, self._answering(pipe, budget))
 
-    def _answering(self, pipe: Pipe) -> Callable[[bytes], None] | None:
+    def _within(self, pipe: Pipe, budget: PacketBudget) -> Callable[[bytes], None] | None:
+        """Count a hello's datagrams in the attempt's budget, unless the pipe's socket does so."""
+        if not isinstance(pipe, UdpPipe) or pipe.metered:
+            return None
+
+        def send(data: bytes) -> None:
+            if budget.take(pipe.remote[0]):
+                pipe.write_raw(data)
+
+        return send
+
+    def _answering(self, pipe: Pipe, budget: PacketBudget | None) -> Callable[[bytes], None] | None:
         """Bound what unproven sources of datagrams can make this node send (WIRE section 5).
 
         Anyone can write another's address on a datagram; on a stream the kernel has asked back.
@@ -91,6 +121,8 @@ class Proofs:
         loop = asyncio.get_running_loop()
 
         def send(data: bytes) -> None:
+            if budget is not None and not budget.take(pipe.remote[0]):
+                return
             if self._answers.take(loop.time(), len(data)):
                 pipe.write_raw(data)
             else:
@@ -108,18 +140,9 @@ class Proofs:
 
     def allowed(self, peer: bytes, _plugin_id: str) -> bool:
         """Whether ``conf["allow"]`` lets a peer connect; a refusal is counted and told."""
-        if self._allow is None or peer in self._allow:
+        reason = self._allow.refuses(peer)
+        if reason is None:
             return True
         self._manager.stats.count("peers_refused")
-        self._manager.node.notify(Dropped("peers_refused", node_id_text(peer)))
+        self._manager.node.notify(PeerRefused(node_id_text(peer), reason))
         return False
-
-
-def _allowed_key(entry: str) -> bytes:
-    try:
-        return node_id_bytes(entry)
-    except ValueError:
-        raise ConfigError(
-            f'conf["allow"] holds {entry!r}; expected node ids of 52 characters: '
-            "names need a pinned key, and this version has no names yet"
-        ) from None

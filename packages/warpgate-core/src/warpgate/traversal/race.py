@@ -87,6 +87,9 @@ class Race:
 
     def _start_due(self) -> float:
         """Start what is due; return when the next one is."""
+        for combination in [c for c in self._waiting if c.at_once]:
+            self._waiting.remove(combination)
+            self._start(combination)
         now = self.loop.time()
         next_due = NEVER
         for group in self.plan.order:
@@ -114,7 +117,7 @@ class Race:
         return since + self.plan.opens_s.get(group, NEVER)
 
     def _earlier_ended(self, group: str) -> bool:
-        earlier = self.plan.order[: self.plan.order.index(group)]
+        earlier = self.plan.needs.get(group, self.plan.order[: self.plan.order.index(group)])
         return not any(c.group in earlier for c in self._waiting) and not any(
             self._attempts[attempt].group in earlier for attempt in self._running
         )

@@ -30,6 +30,8 @@ class SkipReason(Enum):
     TOO_MANY = "more candidates than one strategy may try"
     NO_TIME = "the call was over before its turn"
     NOT_NEEDED = "another attempt had won before this one's turn"
+    IMPOSSIBLE = "it can't work between these networks"
+    TOO_SOON = "a spray went to this address less than a minute ago"
     PEER_CHOSE_LOOPBACK = "a peer may name a loopback address only over loopback"
     PEER_CHOSE_PRIVATE = (
         "a peer may name a private address only on a network this machine is part of"
