@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         help="comma separated, or 'all' (default: %(default)s)",
     )
     grid.add_argument("--runs", type=int, default=grids.RUNS, help="runs of each pair")
+    grid.add_argument("--calls", type=int, default=1, help="connect calls in each run")
+    grid.add_argument("--pairs", help="only these, as 'a x b', comma separated")
     grid.add_argument("--ordered", action="store_true", help="both roles of each pair")
     grid.add_argument("--jobs", type=int, default=grids.JOBS, help="laboratories at once")
     grid.add_argument(
@@ -55,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--timeout", type=float, default=TIMEOUT_S, help="of the call, s")
         command.add_argument("--plugins", help="try only these strategies, comma separated")
         command.add_argument("--transport", choices=("tcp", "udp"))
+        command.add_argument(
+            "--cold", action="store_true", help="connect before the nodes know their NATs"
+        )
         command.add_argument(
             "--servers", default=PAIR_SERVERS, help="of mqtt,stun,ntp; '' = none (%(default)s)"
         )
@@ -112,6 +117,18 @@ def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name for name in text.split(",") if name]
 
 
+def _pairs(text: str | None) -> list[tuple[str, str]] | None:
+    if text is None:
+        return None
+    pairs = []
+    for item in text.split(","):
+        first, cross, second = item.partition(" x ")
+        if not cross:
+            raise ValueError(f"--pairs {item!r} is not of the form 'a x b'")
+        pairs.append((first.strip(), second.strip()))
+    return pairs
+
+
 def _pair(options: argparse.Namespace) -> int:
     link = {}
     for text in options.link:
@@ -129,6 +146,7 @@ def _pair(options: argparse.Namespace) -> int:
             timeout=options.timeout,
             plugins=_names(options.plugins),
             transport=options.transport,
+            warm=not options.cold,
         )
         result.setup_s = setup_s
         started = time.perf_counter()
@@ -195,7 +213,10 @@ def _matrix(options: argparse.Namespace) -> int:
 
     cells = grids.matrix(
         names,
+        pairs=_pairs(options.pairs),
         runs=options.runs,
+        calls=options.calls,
+        warm=not options.cold,
         ordered=options.ordered,
         jobs=options.jobs,
         seed=options.seed,

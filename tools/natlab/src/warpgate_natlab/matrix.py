@@ -16,7 +16,7 @@ from .namespaces import LabError
 from .parallel import in_parallel
 from .profiles import profile
 from .selftest import columns
-from .session import TIMEOUT_S, Result, run_pair
+from .session import TIMEOUT_S, Result, run_calls
 
 JOBS: Final = 2
 RUNS: Final = 1
@@ -54,6 +54,20 @@ class Cell:
         return statistics.median(times) if times else None
 
     @property
+    def p95_s(self) -> float | None:
+        """The time within which 95 % of the runs that connected had their first answer, in seconds."""
+        times = sorted(run.ping_s for run in self.runs if run.ok and run.ping_s is not None)
+        return times[min(len(times) - 1, round(0.95 * len(times) + 0.5) - 1)] if times else None
+
+    @property
+    def cpu_s(self) -> float | None:
+        """The median of what a call cost the dearer of the two processes, in seconds."""
+        spent = [
+            max(r.cpu_s, r.peer_cpu_s or 0.0) for r in self.runs if r.ok and r.cpu_s is not None
+        ]
+        return statistics.median(spent) if spent else None
+
+    @property
     def strategies(self) -> str:
         """The strategies that won, most frequent first."""
         won = [run.strategy for run in self.runs if run.ok and run.strategy]
@@ -76,23 +90,27 @@ class Cell:
 
 def run_cell(
     a: str, b: str, number: int, *, seed: int, servers: Sequence[str], **options: Any
-) -> Result:
+) -> list[Result]:
     """Build a laboratory for one run of one pair, and run it; failures to build become a result."""
     started = time.perf_counter()
     try:
         with Lab(a, b, seed=f"{seed}/{a}/{b}/{number}", servers=servers) as lab:
             setup_s = time.perf_counter() - started
-            result = run_pair(lab, **options)
+            results = run_calls(lab, **options)
     except (LabError, OSError) as error:
-        return Result(a, b, ok=False, error=f"{type(error).__name__}: {error}")
-    result.setup_s = setup_s
-    return result
+        return [Result(a, b, ok=False, error=f"{type(error).__name__}: {error}")]
+    for result in results:
+        result.setup_s = setup_s
+    return results
 
 
 def matrix(
     names: Sequence[str],
     *,
+    pairs: Sequence[tuple[str, str]] | None = None,
     runs: int = RUNS,
+    calls: int = 1,
+    warm: bool = True,
     ordered: bool = False,
     jobs: int = JOBS,
     seed: int = 0,
@@ -106,7 +124,10 @@ def matrix(
 
     Args:
         names: the profiles.
-        runs: how often each.
+        pairs: only these pairs, whatever ``names`` says.
+        runs: laboratories for each.
+        calls: connect calls in each laboratory.
+        warm: the nodes know their NATs before the first call.
         ordered: also with the roles exchanged, else each pair once.
         jobs: laboratories at once.
         seed: the NATs' and links' choices follow from it, pair and number of the run.
@@ -119,32 +140,37 @@ def matrix(
         The cells, in the order of the pairs.
 
     """
-    for name in names:
+    if pairs is None:
+        each = [(a, b) for a, b in product(names, repeat=2)]
+        pairs = each if ordered else list(combinations_with_replacement(names, 2))
+    for name in {name for pair in pairs for name in pair}:
         profile(name)
-    pairs = list(product(names, repeat=2) if ordered else combinations_with_replacement(names, 2))
     cells = [Cell(a, b) for a, b in pairs]
 
-    def run(job: tuple[Cell, int]) -> Result:
+    def run(job: tuple[Cell, int]) -> list[Result]:
         cell, number = job
-        result = run_cell(
+        results = run_cell(
             cell.a, cell.b, number, seed=seed, servers=servers, timeout=timeout,
-            plugins=plugins, transport=transport,
+            plugins=plugins, transport=transport, calls=calls, warm=warm,
         )  # fmt: skip
         if done is not None:
-            done(result)
-        return result
+            for result in results:
+                done(result)
+        return results
 
     order = [(cell, number) for number in range(runs) for cell in cells]
-    for (cell, _), result in zip(order, in_parallel(run, order, jobs), strict=True):
-        cell.runs.append(result)
+    for (cell, _), results in zip(order, in_parallel(run, order, jobs), strict=True):
+        cell.runs += results
     return cells
 
 
 def table(cells: Sequence[Cell]) -> list[str]:
     """Return the lines of a table, a summary last."""
-    rows: list[Sequence[str]] = [("a", "b", "connected", "direct", "median s", "won by", "cause")]
+    rows: list[Sequence[str]] = [(
+        "a", "b", "connected", "direct", "median s", "p95 s", "CPU ms", "won by", "cause"
+    )]  # fmt: skip
     for cell in cells:
-        median = cell.median_s
+        median, p95, cpu = cell.median_s, cell.p95_s, cell.cpu_s
         total = len(cell.runs)
         rows.append(
             (
@@ -153,6 +179,8 @@ def table(cells: Sequence[Cell]) -> list[str]:
                 f"{cell.connected}/{total}",
                 f"{cell.direct}/{total}",
                 "" if median is None else f"{median:.3f}",
+                "" if p95 is None else f"{p95:.3f}",
+                "" if cpu is None else f"{cpu * 1000:.0f}",
                 cell.strategies,
                 cell.causes[:100],
             )
@@ -188,6 +216,8 @@ def write(cells: Sequence[Cell], folder: Path) -> list[Path]:
                     "direct": cell.direct,
                     "runs": [run.as_dict() for run in cell.runs],
                     "median_s": cell.median_s,
+                    "p95_s": cell.p95_s,
+                    "cpu_s": cell.cpu_s,
                 }
                 for cell in cells
             ],

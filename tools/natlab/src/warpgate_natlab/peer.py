@@ -1,15 +1,18 @@
 """One real warpgate node in a process of its own: ``python -m warpgate_natlab.peer``.
 
 It reads JSON objects from standard input, one a line, and answers likewise. The first one is
-``{"conf": {…}}``, settings over ``NODE_CONF``; when the node has started it tells its address. Then:
+``{"conf": {…}, "warm": true}``, settings over ``NODE_CONF``; when the node has started (warm: and knows
+its NATs) it tells its address. Then:
 
 ===================  ===============================================================================
 ``{"do": …}``        answer
 ===================  ===============================================================================
 ``address``          ``{"address": text, …}``, as at the start
-``connect``          takes ``address``, ``timeout`` (s) and ``options`` of ``auto_connect``;
+``connect``          takes ``address``, ``timeout`` (s), ``options`` of ``auto_connect`` and ``forget``:
+                     what worked last time does not count;
                      ``{"ok", "strategy", "path", "transport", "connect_s", "ping_s", "report", "error"}``;
-                     ``ping_s`` is from the call to the answer of a first 64-byte message
+                     ``ping_s`` is from the call to the answer of a first 64-byte message, ``cpu_s``
+                     what the call cost this process
 ``stop``             closes the node and ends
 ===================  ===============================================================================
 
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 BROKERS_S: Final = 3.0
 """How long to wait for a first broker, when some are configured."""
+REPORT_S: Final = 4.0
+"""How long to wait for the NAT report."""
 PING_BYTES: Final = 64
 PING_S: Final = 5.0
 PING_AGAIN_S: Final = 0.25
@@ -72,13 +77,16 @@ async def ping(pipe: Pipe) -> bool:
 
 async def connect(node: Node, request: dict[str, Any]) -> dict[str, Any]:
     """Connect, ping, close; return what happened."""
-    started = time.perf_counter()
+    if request.get("forget"):
+        node.traversal.history.forget_what_worked()
+    started, cpu = time.perf_counter(), time.process_time()
     answer: dict[str, Any] = {"ok": False, "strategy": None, "path": None, "transport": None}
     try:
         pipe, plugin = await auto_connect(
             node, request["address"], timeout=request["timeout"], **request.get("options", {})
         )
         answer["connect_s"] = time.perf_counter() - started
+        answer["cpu_s"] = time.process_time() - cpu
         if pipe is not None and plugin is not None:
             answer.update(strategy=plugin.name, path=pipe.path, transport=pipe.transport)
             answer["ok"] = await ping(pipe)
@@ -113,6 +121,7 @@ def describe(node: Node, seconds: float) -> dict[str, Any]:
         "rejected": [str(failure) for failure in node.traversal.rejected],
         "start_s": seconds,
         "stats": dict(node.stats),
+        "cpu_s": time.process_time(),
     }
 
 
@@ -128,6 +137,8 @@ async def main() -> int:
         node.add_msg_cb(echo)
         if conf["sig_pipe_no"] and os.environ.get("WARPGATE_BROKERS"):
             await broker(node)
+        if first.get("warm", True) and conf["enable_stun_clients"]:
+            await node.network.ready(REPORT_S)
         say(describe(node, time.perf_counter() - started))
         while line := await reader.readline():
             request = json.loads(line)

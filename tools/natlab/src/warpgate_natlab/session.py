@@ -37,6 +37,7 @@ class Result:
         signalling: ``mqtt``, or ``none`` where one of the addresses named no broker.
         setup_s: building the laboratory.
         nodes_s: starting both nodes.
+        cpu_s, peer_cpu_s: what the call cost the calling and the called process.
 
     """
 
@@ -53,6 +54,8 @@ class Result:
     signalling: str = "none"
     setup_s: float = 0.0
     nodes_s: float = 0.0
+    cpu_s: float | None = None
+    peer_cpu_s: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -66,10 +69,13 @@ class Peer:
         lab: the laboratory.
         which: ``a`` or ``b``.
         conf: settings over ``NODE_CONF``.
+        warm: wait until the node knows its NATs.
 
     """
 
-    def __init__(self, lab: Lab, which: str, conf: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, lab: Lab, which: str, conf: dict[str, Any] | None = None, *, warm: bool = True
+    ) -> None:
         self.which = which
         self._log = lab.run.folder / f"peer-{which}.log"
         with self._log.open("ab") as log:
@@ -85,7 +91,7 @@ class Peer:
         assert self.process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
         self._reader.start()
-        self._send({"conf": conf or {}})
+        self._send({"conf": conf or {}, "warm": warm})
 
     def _read(self, stream: IO[bytes]) -> None:
         for line in stream:
@@ -152,25 +158,42 @@ class Peer:
         self.close()
 
 
-def run_pair(
+def run_pair(lab: Lab, **options: Any) -> Result:
+    """Start a node on each host of a laboratory and let ``a`` connect to ``b`` once.
+
+    Takes what :func:`run_calls` takes, but ``calls``.
+    """
+    return run_calls(lab, calls=1, **options)[0]
+
+
+def run_calls(
     lab: Lab,
     *,
+    calls: int = 1,
     timeout: float = TIMEOUT_S,
     plugins: Sequence[str] | None = None,
     transport: str | None = None,
     conf: dict[str, Any] | None = None,
-) -> Result:
-    """Start a node on each host of a laboratory and let ``a`` connect to ``b``.
+    warm: bool = True,
+    remember: bool = False,
+) -> list[Result]:
+    """Start a node on each host of a laboratory and let ``a`` connect to ``b``, several times in turn.
 
     The address of b's node goes to a's over the processes' pipes; every signal goes through the
     laboratory: over its brokers where it has some, else straight to the peer's listening port.
 
     Args:
         lab: the laboratory.
-        timeout: seconds for the connect call.
+        calls: how often a connects; every pipe is closed before the next call.
+        timeout: seconds for each connect call.
         plugins: names of the strategies to try; None: all that are installed.
         transport: ``tcp`` or ``udp``; None: either.
         conf: settings of both nodes over ``NODE_CONF``.
+        warm: the nodes know their NATs before the first call.
+        remember: what worked in one call is tried first in the next.
+
+    Returns:
+        A result for each call.
 
     Raises:
         LabError: a node did not start, or ended.
@@ -182,28 +205,38 @@ def run_pair(
     settings = {"enable_upnp": any(n.profile.upnp for n in [*lab.a.nics, *lab.b.nics])}
     settings.update(conf or {})
     options = {"plugins": plugins, "transport": transport}
+    chosen = {name: value for name, value in options.items() if value is not None}
+    results: list[Result] = []
     started = time.perf_counter()
-    with Peer(lab, "a", settings) as a, Peer(lab, "b", settings) as b:
+    with Peer(lab, "a", settings, warm=warm) as a, Peer(lab, "b", settings, warm=warm) as b:
         here = a.answer(START_S)
         there = b.answer(START_S)
         nodes_s = time.perf_counter() - started
-        request = {
-            "do": "connect",
-            "address": there["address"],
-            "timeout": timeout,
-            "options": {name: value for name, value in options.items() if value is not None},
-        }
-        found = a.ask(request, timeout + MARGIN_S)
-    return Result(
-        *names,
-        ok=found["ok"],
-        strategy=found["strategy"],
-        path=found["path"],
-        transport=found["transport"],
-        connect_s=found.get("connect_s"),
-        ping_s=found.get("ping_s"),
-        error=found.get("error", ""),
-        report=found.get("report", {}),
-        signalling="mqtt" if here["brokers"] and there["brokers"] else "none",
-        nodes_s=nodes_s,
-    )
+        for _ in range(calls):
+            request = {
+                "do": "connect",
+                "address": there["address"],
+                "timeout": timeout,
+                "options": chosen,
+                "forget": not remember,
+            }
+            found = a.ask(request, timeout + MARGIN_S)
+            cpu_s, there = there["cpu_s"], b.ask({"do": "address"})
+            results.append(
+                Result(
+                    *names,
+                    ok=found["ok"],
+                    strategy=found["strategy"],
+                    path=found["path"],
+                    transport=found["transport"],
+                    connect_s=found.get("connect_s"),
+                    ping_s=found.get("ping_s"),
+                    error=found.get("error", ""),
+                    report=found.get("report", {}),
+                    signalling="mqtt" if here["brokers"] and there["brokers"] else "none",
+                    nodes_s=nodes_s,
+                    cpu_s=found.get("cpu_s"),
+                    peer_cpu_s=there["cpu_s"] - cpu_s,
+                )
+            )
+    return results
