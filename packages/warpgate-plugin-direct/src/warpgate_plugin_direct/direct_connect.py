@@ -19,7 +19,7 @@ class DirectConnect(Plugin):
 
     name: ClassVar[str] = "direct_connect"
     transport: ClassVar[Any] = "tcp"
-    conf: ClassVar[dict[str, Any]] = {"timeout": 10, "set_bind": False}
+    conf: ClassVar[dict[str, Any]] = {"timeout": 10, "set_bind": False, "nat64": True}
 
     @classmethod
     def impossible(cls, pair: NatPair) -> str | None:

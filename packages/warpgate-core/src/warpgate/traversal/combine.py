@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from warpgate.net.constants import LOOPBACK_BIND, ROUTE_TYPES
+from warpgate.net.constants import EXT_BIND, LOOPBACK_BIND, ROUTE_TYPES
 from warpgate.protocol.ip import is_link_local, is_loopback, is_private, split_scope
 from warpgate.protocol.peer_address import PeerAddress
 from warpgate.traversal.paths import (
     LOOPBACK_IPS,
+    TIER_ELSEWHERE,
     TIER_LOOPBACK,
     TIER_PUBLIC,
     Path,
@@ -61,13 +62,22 @@ def responder_path(
     nics: Sequence[Interface],
     msg: ConMsg,
     route_types: Sequence[int],
+    relay: bool = False,
 ) -> Path | SkipReason:
     """Work out a responder's path to the initiator from the two signed addresses.
 
     What the message says of family, route type and interfaces only selects among what stands in
-    the addresses; nothing else in it is believed (WIRE section 2).
+    the addresses; nothing else in it is believed (WIRE section 2). A relay can join peers that have
+    no family in common.
     """
     shared = local.families() & peer.families()
+    if relay and not shared:
+        own, other = next(iter(sorted(local.families()))), next(iter(sorted(peer.families())))
+        ours, theirs = _pick(local, own, msg.routing.dest_index), _pick(peer, other, -1)
+        endpoint = peer.interfaces[theirs].endpoint(other)
+        assert endpoint is not None
+        ip, _ = endpoint_target(endpoint, EXT_BIND)
+        return Path(own, EXT_BIND, ours, theirs, ip, 0, TIER_ELSEWHERE, False, False, other)
     af = msg.meta.af if msg.meta.af in shared else next(iter(sorted(shared)), None)
     if af is None:
         return SkipReason.FAMILY_NOT_SHARED

@@ -92,7 +92,10 @@ def _examine(name: str, cls: type[Plugin]) -> StrategyInfo:
     if not all(route_type in ROUTE_TYPES for route_type in route_types):
         raise PluginDefinitionError(f"{name}: route_types {route_types!r} can't be used")
     after_punching = bool(cls.conf.get("after_punching", False))
-    return StrategyInfo(name, cls.phase, transport, route_types, after_punching, cls.impossible)
+    nat64 = bool(cls.conf.get("nat64", False))
+    return StrategyInfo(
+        name, cls.phase, transport, route_types, after_punching, cls.impossible, nat64
+    )
 
 
 def make_loader(name: str, spec: Mapping[str, Any], distribution: str = "") -> Loader:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from warpgate.errors import ConfigError, LocalProtocolError, NoSharedFamilyError, TraversalError
@@ -34,6 +35,7 @@ from warpgate.traversal.policy import refuse_dial
 from warpgate.traversal.proofs import Proofs
 from warpgate.traversal.report import AttemptOutcome
 from warpgate.traversal.responder import SignalDoor
+from warpgate.traversal.sprays import SprayGate
 
 if TYPE_CHECKING:
     from warpgate.events import Counters
@@ -55,6 +57,7 @@ class TraversalManager:
     Attributes:
         plugin_loaders: strategy name → loader; a plain dict, ``clear()`` it to narrow a test down.
         rejected: what failed to load or install; its ``str()`` says what, why and how to mend it.
+        sprays: lets the strategies' sprays through.
 
     """
 
@@ -68,6 +71,7 @@ class TraversalManager:
         self.history = History()
         self.inbound = Inbound(self, bool(node.conf["accept_plain"]), node.accept_signals)
         self.limits = StrangerLimits(asyncio.get_running_loop().time())
+        self.sprays = SprayGate()
         self.signals = SignalDoor(self)
         self.closed = False
         self._attempts: dict[tuple[str, str], Attempt] = {}
@@ -133,7 +137,7 @@ class TraversalManager:
         plugin_id: str | None = None,
         loader: Loader | None = None,
     ) -> Attempt | None:
-        """Make an attempt, ready to start; None when its strategy was removed or the node closes.
+        """Make an attempt, ready to start; None when its strategy or interface is gone, or the node closes.
 
         Args:
             combination: strategy and path.
@@ -148,10 +152,12 @@ class TraversalManager:
         loader = loader or self.plugin_loaders.get(combination.strategy)
         if loader is None or self.closed:
             return None
-        plugin = loader.build()
         path = combination.path
         local = self.node.peer_address
         nics: Sequence[Any] = self.node.ifs
+        if not any(r.endpoint(path.af) for r in local.interfaces[path.src_index :][:1]):
+            return None  # the network has changed since this was planned
+        plugin = loader.build()
         loopback = path.route_type == LOOPBACK_BIND
         plugin.initiator = plugin_id is None
         if plugin_id is not None:
@@ -159,7 +165,9 @@ class TraversalManager:
         plugin.af, plugin.route_type = path.af, path.route_type
         plugin.nic = self.node.loopback if loopback else nics[path.src_index]
         plugin.src_info = info(local, path.src_index, path.af, path.route_type)
-        plugin.dest_info = info(peer, path.dest_index, path.af, path.route_type)
+        plugin.dest_info = info(peer, path.dest_index, path.remote_af, path.route_type)
+        if path.peer_af and path.port:  # through NAT64 the peer has another address
+            plugin.dest_info["ip"] = path.ip
         for side in (plugin.src_info, plugin.dest_info):
             side.update({key: scoped(side[key], plugin.nic) for key in ("ip", "nic")})
         plugin.same_machine = local.machine == peer.machine
@@ -259,6 +267,8 @@ class TraversalManager:
     def plan_for(self, peer: PeerAddress, options: PlanOptions) -> Plan:
         """Plan what the installed strategies can do against a peer."""
         strategies = [loader.info() for loader in self.plugin_loaders.values()]
+        report = self.node.net_report
+        options = replace(options, nat64=None if report is None else report.nat64_prefix)
         return plan(self.node.peer_address, peer, self.node.ifs, strategies, options)
 
     async def settle(self, attempts: Iterable[Attempt], grace_s: float) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from warpgate.nat.classify import synthesize
 from warpgate.net.constants import EXT_BIND, IP4, IP6, LOOPBACK_BIND, NIC_BIND
-from warpgate.protocol.ip import is_link_local, is_loopback, is_private
+from warpgate.protocol.ip import is_link_local, is_loopback, is_private, is_public
 from warpgate.protocol.peer_address import Endpoint, PeerAddress
 from warpgate.traversal.report import SkipReason
 
@@ -51,6 +52,7 @@ class Path:
         tier: promise, 0 is best: loopback, same link, public, private elsewhere.
         private: the destination is no public address.
         virtual: the local interface is a virtual one (container bridge, VPN).
+        peer_af: the peer's family where it is another than ``af``; 0: the same.
 
     """
 
@@ -63,6 +65,12 @@ class Path:
     tier: int
     private: bool
     virtual: bool
+    peer_af: int = 0
+
+    @property
+    def remote_af(self) -> int:
+        """The family of the peer's endpoint."""
+        return self.peer_af or self.af
 
     @property
     def likely(self) -> bool:
@@ -118,6 +126,41 @@ def find_paths(
                 ]
     paths.sort(key=lambda p: (p.tier, p.virtual, p.src_index + p.dest_index, p.af == IP4))
     return paths, dead
+
+
+def cross_paths(
+    local: PeerAddress, remote: PeerAddress, links: Sequence[LinkFacts], nat64: str | None
+) -> list[Path]:
+    """List the paths between peers that have no family in common.
+
+    Through NAT64 an IPv6 host reaches public IPv4 addresses by synthesised ones (RFC 6052). The other
+    paths, whose ``port`` is 0, lead nowhere themselves: a relay with both families can join the two.
+
+    Args:
+        local, remote, links: as for :func:`find_paths`.
+        nat64: the prefix of this network's NAT64, for example ``64:ff9b::/96``; None: none is known.
+
+    """
+    if local.families() & remote.families():
+        return []
+    found: list[Path] = []
+    for dest_index, record in enumerate(remote.interfaces):
+        for endpoint in record.endpoints:
+            ip, port = endpoint_target(endpoint, EXT_BIND)
+            if not is_public(ip):
+                continue
+            for src_index, (link, own) in enumerate(zip(links, local.interfaces, strict=False)):
+                for af in (e.af for e in own.endpoints if link.has_default(e.af)):
+                    reached = af == IP6 and nat64 is not None
+                    target = synthesize(nat64, ip) if reached and nat64 is not None else ip
+                    tier = TIER_PUBLIC if reached else TIER_ELSEWHERE
+                    found.append(
+                        Path(
+                            af, EXT_BIND, src_index, dest_index, target, port if reached else 0,
+                            tier, False, link.virtual, endpoint.af,
+                        )
+                    )  # fmt: skip
+    return found
 
 
 def _loopback(

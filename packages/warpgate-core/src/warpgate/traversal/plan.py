@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from warpgate.nat.pair import NatPair
 from warpgate.net.constants import EXT_BIND, IP4, IP6, PHASES, ROUTE_TYPES
 from warpgate.protocol.peer_address import PeerAddress
-from warpgate.traversal.paths import TIER_PUBLIC, DeadEnd, LinkFacts, Path, find_paths
+from warpgate.traversal.paths import (
+    TIER_PUBLIC,
+    DeadEnd,
+    LinkFacts,
+    Path,
+    cross_paths,
+    find_paths,
+)
 from warpgate.traversal.report import Skip, SkipReason
 
 log = logging.getLogger("warpgate")
@@ -34,7 +41,8 @@ class StrategyInfo:
     """What a plan must know of an installed strategy.
 
     ``after_punching`` is the strategy's own conf key of that name: it starts only when every
-    punch and spray has ended. ``impossible`` is the class's method of that name.
+    punch and spray has ended. ``impossible`` is the class's method of that name. ``nat64`` is
+    its conf key of that name: it only dials, so it reaches an IPv4 peer by a synthesised address.
     """
 
     name: str
@@ -43,6 +51,7 @@ class StrategyInfo:
     route_types: tuple[int, ...] = ROUTE_TYPES
     after_punching: bool = False
     impossible: Callable[[NatPair], str | None] | None = None
+    nat64: bool = False
 
     @property
     def group(self) -> str:
@@ -54,7 +63,8 @@ class StrategyInfo:
 class PlanOptions:
     """What the caller narrowed, and the node's relay policy; None means no restriction.
 
-    ``remembered`` is the (strategy, af, route type) that connected to this peer from this network last.
+    ``nat64`` is the prefix of this network's NAT64. ``remembered`` is the (strategy, af, route type)
+    that connected to this peer from this network last.
     """
 
     transport: str | None = None
@@ -65,6 +75,7 @@ class PlanOptions:
     relay_after_s: float = 3.0
     turn_limit: int = 3
     remembered: tuple[str, int, int] | None = None
+    nat64: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +133,8 @@ def plan(
     afs = options.afs if options.afs is not None else (IP6, IP4)
     routes = options.route_types if options.route_types is not None else ROUTE_TYPES
     paths, dead = find_paths(local, remote, links, afs, routes)
+    if EXT_BIND in routes:
+        paths += [p for p in cross_paths(local, remote, links, options.nat64) if p.af in afs]
     combinations: list[Combination] = []
     for strategy in strategies:
         reason = _excluded(strategy, options)
@@ -147,7 +160,7 @@ def nat_pair(local: PeerAddress, remote: PeerAddress, path: Path) -> NatPair | N
     if path.tier < TIER_PUBLIC or (path.private and path.route_type != EXT_BIND):
         return None
     mine = local.interfaces[path.src_index].endpoint(path.af)
-    theirs = remote.interfaces[path.dest_index].endpoint(path.af)
+    theirs = remote.interfaces[path.dest_index].endpoint(path.remote_af)
     if mine is None or theirs is None:
         return None
     return NatPair(mine.nat, mine.delta, theirs.nat, theirs.delta)
@@ -183,7 +196,7 @@ def _combine(
     delay_s = 0.0
     limit = min(options.turn_limit, MAX_CANDIDATES) if strategy.phase == "relay" else MAX_CANDIDATES
     for path in paths:
-        if path.route_type not in strategy.route_types:
+        if path.route_type not in strategy.route_types or not _carries(strategy, path):
             continue
         key = (path.af, path.src_index, path.ip, path.port)
         detail = path.ip
@@ -204,6 +217,13 @@ def _combine(
             continue
         skips.append(Skip(strategy.name, reason, path.af, path.route_type, detail))
     return chosen, skips
+
+
+def _carries(strategy: StrategyInfo, path: Path) -> bool:
+    """Return whether a strategy can use a path between families."""
+    if not path.peer_af or strategy.phase == "relay":
+        return True
+    return strategy.nat64 and path.port > 0
 
 
 def _impossible(strategy: StrategyInfo, pair: NatPair | None) -> str | None:
