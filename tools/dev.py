@@ -102,6 +102,7 @@ TIERS = (
         "netns", "the NAT laboratory, and what is proven in it", ("netns",), from_wheels=True,
         packages=LAB_PACKAGES, packages_required=False, tests="tools/natlab/tests",
     ),
+    Tier("fuzz", "a minute of fuzzing for all parsers", ("fuzz",), from_wheels=True),
     Tier("slow", "what is marked slow", ("slow",), from_wheels=True, marker="slow"),
 )  # fmt: skip
 
