@@ -240,3 +240,20 @@ def test_random_probe_does_not_wait_for_direct_attempts(near):
 def test_what_worked_last_time_is_marked(near):
     found = plan(*near, ALL, PlanOptions(remembered=("udp_punch", IP4, NIC_BIND)))
     assert [c.strategy for c in found.combinations if c.at_once] == ["udp_punch"]
+
+
+def test_only_dials_go_to_private_addresses_behind_another_nat(behind):
+    found = plan(*behind(0, 0), [DIRECT, UDP_PUNCH])
+    routes = {c.strategy: [] for c in found.combinations}
+    for c in found.combinations:
+        routes[c.strategy].append(c.path.ip)
+    assert routes == {"direct_connect": ["198.51.100.2", "10.9.9.9"], "udp_punch": ["198.51.100.2"]}
+    assert SkipReason.OTHER_NETWORK in reasons(found, "udp_punch")
+
+
+def test_behind_one_nat_private_addresses_are_punched_too(make_address, make_nic):
+    ext = {"192.168.1.2": "198.51.100.1", "10.9.9.9": "198.51.100.1"}
+    local = make_address(["192.168.1.2"], machine=HERE, ext=ext)
+    remote = make_address(["10.9.9.9"], machine=THERE, ext=ext)
+    found = plan(local, remote, [make_nic("eth0", 1, "192.168.1.2/24")], [UDP_PUNCH])
+    assert {c.path.ip for c in found.combinations} == {"198.51.100.1", "10.9.9.9"}

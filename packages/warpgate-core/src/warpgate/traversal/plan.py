@@ -13,6 +13,7 @@ from warpgate.nat.pair import NatPair
 from warpgate.net.constants import EXT_BIND, IP4, IP6, PHASES, ROUTE_TYPES
 from warpgate.protocol.peer_address import PeerAddress
 from warpgate.traversal.paths import (
+    TIER_ELSEWHERE,
     TIER_PUBLIC,
     DeadEnd,
     LinkFacts,
@@ -203,6 +204,8 @@ def _combine(
         cause = _impossible(strategy, nat_pair(local, remote, path))
         if key in seen:
             reason = SkipReason.SAME_AS_OTHER_ROUTE
+        elif strategy.phase != "direct" and _of_another_network(local, remote, path):
+            reason = SkipReason.OTHER_NETWORK
         elif cause is not None:
             reason, detail = SkipReason.IMPOSSIBLE, cause
         elif len(chosen) >= limit:
@@ -217,6 +220,20 @@ def _combine(
             continue
         skips.append(Skip(strategy.name, reason, path.af, path.route_type, detail))
     return chosen, skips
+
+
+def _of_another_network(local: PeerAddress, remote: PeerAddress, path: Path) -> bool:
+    """Return whether a private address is behind a NAT that this machine is not behind.
+
+    Only a dial may still find it, where somebody routes between private networks.
+    """
+    if path.tier != TIER_ELSEWHERE or not path.private or path.route_type == EXT_BIND:
+        return False
+    mine = local.interfaces[path.src_index].endpoint(path.af)
+    theirs = remote.interfaces[path.dest_index].endpoint(path.remote_af)
+    if mine is None or theirs is None or theirs.ext_ip is None:
+        return False
+    return theirs.ext_ip not in (theirs.ip, mine.ext_ip or mine.ip)
 
 
 def _carries(strategy: StrategyInfo, path: Path) -> bool:

@@ -31,6 +31,7 @@ class SkipReason(Enum):
     NO_TIME = "the call was over before its turn"
     NOT_NEEDED = "another attempt had won before this one's turn"
     IMPOSSIBLE = "it can't work between these networks"
+    OTHER_NETWORK = "a private address behind another NAT than ours"
     TOO_SOON = "a spray went to this address less than a minute ago"
     PEER_CHOSE_LOOPBACK = "a peer may name a loopback address only over loopback"
     PEER_CHOSE_PRIVATE = (
