@@ -249,6 +249,7 @@ def test_only_dials_go_to_private_addresses_behind_another_nat(behind):
         routes[c.strategy].append(c.path.ip)
     assert routes == {"direct_connect": ["198.51.100.2", "10.9.9.9"], "udp_punch": ["198.51.100.2"]}
     assert SkipReason.OTHER_NETWORK in reasons(found, "udp_punch")
+    assert {c.path.ip for c in found.combinations if c.unlikely} == {"10.9.9.9"}
 
 
 def test_behind_one_nat_private_addresses_are_punched_too(make_address, make_nic):

@@ -379,3 +379,13 @@ def test_a_group_may_need_only_some_of_those_before_it(virtual):
     # The direct attempt never ends: the late group does not wait for it, the relay does.
     started = virtual(main())
     assert started == [("d", 0), ("p", 0.05), ("s", 0.35), ("late", 0.55), ("r", 3.0)]
+
+
+def test_nobody_waits_for_what_is_unlikely(virtual):
+    async def main():
+        hopeless = replace(combination("d"), unlikely=True)
+        race, manager = a_race({}, hopeless, combination("r", "relay"))
+        await race.run(10)
+        return manager.started
+
+    assert virtual(main()) == [("d", 0), ("r", 0)]

@@ -42,9 +42,9 @@ class AllowList:
             if pins.get(name) is None:
                 log.warning(
                     'conf["allow"] holds %s, which is not pinned yet and so lets nobody in: '
-                    "connect to it once, or pin it with: warpgate trust accept %s@FINGERPRINT",
+                    "connect to it once, or pin it with: %s",
                     shown(name),
-                    name,
+                    pins.how_to_accept(name, "FINGERPRINT"),
                 )
 
     def _add(self, entry: str) -> None:

@@ -84,7 +84,7 @@ class Combination:
     """One strategy on one path.
 
     ``delay_s`` counts from the moment its group opens (the stagger within one strategy); ``at_once``:
-    it waits for neither, since it connected these peers last time.
+    it waits for neither, since it connected these peers last time; ``unlikely``: nobody waits for it.
     """
 
     strategy: str
@@ -93,6 +93,7 @@ class Combination:
     path: Path
     delay_s: float = 0.0
     at_once: bool = False
+    unlikely: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +202,11 @@ def _combine(
             continue
         key = (path.af, path.src_index, path.ip, path.port)
         detail = path.ip
+        elsewhere = _of_another_network(local, remote, path)
         cause = _impossible(strategy, nat_pair(local, remote, path))
         if key in seen:
             reason = SkipReason.SAME_AS_OTHER_ROUTE
-        elif strategy.phase != "direct" and _of_another_network(local, remote, path):
+        elif strategy.phase != "direct" and elsewhere:
             reason = SkipReason.OTHER_NETWORK
         elif cause is not None:
             reason, detail = SkipReason.IMPOSSIBLE, cause
@@ -214,7 +216,9 @@ def _combine(
             seen.add(key)
             again = options.remembered == (strategy.name, path.af, path.route_type)
             chosen.append(
-                Combination(strategy.name, strategy.phase, strategy.group, path, delay_s, again)
+                Combination(
+                    strategy.name, strategy.phase, strategy.group, path, delay_s, again, elsewhere
+                )
             )
             delay_s += STAGGER_PRIVATE_S if path.private else STAGGER_PUBLIC_S
             continue

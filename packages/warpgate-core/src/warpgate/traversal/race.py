@@ -118,9 +118,8 @@ class Race:
 
     def _earlier_ended(self, group: str) -> bool:
         earlier = self.plan.needs.get(group, self.plan.order[: self.plan.order.index(group)])
-        return not any(c.group in earlier for c in self._waiting) and not any(
-            self._attempts[attempt].group in earlier for attempt in self._running
-        )
+        pending = [*self._waiting, *(self._attempts[attempt] for attempt in self._running)]
+        return not any(c.group in earlier and not c.unlikely for c in pending)
 
     def _predecessors_ended(self, combination: Combination) -> bool:
         """Whether every better candidate of the same strategy has ended (RFC 8305, section 5)."""

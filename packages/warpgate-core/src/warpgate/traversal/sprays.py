@@ -15,7 +15,7 @@ from warpgate.errors import TraversalError
 from warpgate.traversal.report import SkipReason
 
 MAX_SPRAY_PACKETS = 1400
-"""Of one spray, and of all sprays through one gateway within ``PERIOD_S``: each may be a flow there."""
+"""Of one spray; and as many flows, by all sprays through one gateway within ``PERIOD_S``."""
 PERIOD_S = 60.0
 TURN_S = 2.0
 """How long a spray waits for another one to end."""
@@ -30,18 +30,21 @@ class Spray:
     Attributes:
         packets: how many it may send.
         sent: how many it has sent.
+        flows: how many of them were new flows to the gateway.
 
     """
 
     def __init__(self, packets: int) -> None:
         self.packets = packets
         self.sent = 0
+        self.flows = 0
 
-    def take(self) -> bool:
+    def take(self, new_flow: bool = True) -> bool:
         """Count one packet; False when there are no more."""
         if self.sent >= self.packets:
             return False
         self.sent += 1
+        self.flows += new_flow
         return True
 
 
@@ -114,7 +117,7 @@ class SprayGate:
                 now = self._clock()
                 self._targets[ip] = now
                 self._targets.move_to_end(ip)
-                self._flows.setdefault(gateway, deque()).append((now, made.sent))
+                self._flows.setdefault(gateway, deque()).append((now, made.flows))
         finally:
             self._turn.release()
 
