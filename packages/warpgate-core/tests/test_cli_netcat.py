@@ -24,6 +24,7 @@ from warpgate.events import (
     Dropped,
 )
 from warpgate.identity import node_id_bytes, stack_id
+from warpgate.names.rules import fingerprint
 
 SOURCE = str(Path(warpgate.__file__).parents[1])
 # A shell may start its children with SIGINT ignored, and then Python leaves it so.
@@ -58,8 +59,9 @@ def test_the_id_is_made_once_and_kept_to_this_user(tmp_path, capsys):
     folder = tmp_path / "new" / "folder"
     assert main(["id", "--install-path", str(folder)]) == 0
     first = capsys.readouterr().out
-    node_id, key_file, stack = first.splitlines()
+    node_id, known_by, key_file, stack = first.splitlines()
     assert len(node_id_bytes(node_id)) == 32
+    assert known_by == f"fingerprint: {fingerprint(node_id_bytes(node_id))}"
     assert key_file == f"key file: {folder / 'identity.key'}"
     assert stack == f"stack id: {stack_id().hex()}"
     if sys.platform != "win32":
@@ -69,6 +71,7 @@ def test_the_id_is_made_once_and_kept_to_this_user(tmp_path, capsys):
     assert main(["id", "--json", "--install-path", str(folder)]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "node_id": node_id,
+        "fingerprint": fingerprint(node_id_bytes(node_id)),
         "key_file": str(folder / "identity.key"),
         "stack_id": stack_id().hex(),
     }

@@ -162,7 +162,7 @@ class Retaining:
         self.published.set()
         return 1
 
-    async def read_retained(self, topic_filter, limit=8, timeout_s=2.0):
+    async def read_retained(self, topic_filter, limit=8, timeout_s=2.0, *, accept):
         self.limits.append(limit)
         found = [
             (topic, payload)
@@ -170,7 +170,7 @@ class Retaining:
             if topic_matches(topic_filter, topic)
             for payload in payloads
         ]
-        return found[:limit]
+        return [each for each in found if accept(*each)][:limit]
 
 
 class Names:
@@ -225,8 +225,8 @@ async def test_an_expired_record_serves_a_node_whose_clock_is_wrong(names):
     names.put(record(name=ALICE.node_id, sequence=9, expires_s=NOW - 1))
     assert (await names.names.lookup_node(ALICE.node_id)).sequence == 9
     assert names.counters == {"names_stale": 1}
-    names.put(record(name=ALICE.node_id, sequence=3, expires_s=NOW + 1))
-    assert (await names.names.lookup_node(ALICE.node_id)).sequence == 3
+    names.put(record(name=ALICE.node_id, sequence=10, expires_s=NOW + 1))
+    assert (await names.names.lookup_node(ALICE.node_id)).sequence == 10
 
 
 async def test_every_valid_key_of_a_name_is_returned(names):

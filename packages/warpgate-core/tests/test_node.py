@@ -21,10 +21,10 @@ from warpgate.errors import (
 from warpgate.hookspecs import hookimpl
 from warpgate.identity import Identity
 from warpgate.loading import LoadedObject, LoadedStrategy, LoadReport
+from warpgate.names import finder
 from warpgate.net.constants import EXT_BIND, IP4, IP6, LOOPBACK_BIND, NIC_BIND, TCP
 from warpgate.node import install as install_module
 from warpgate.node import node as node_module
-from warpgate.node import rendezvous as rendezvous_module
 from warpgate.node.node import Node
 from warpgate.node.node_defs import NODE_CONF, NODE_TEST_CONF
 from warpgate.node.resolve import resolve
@@ -250,15 +250,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one():
         Node({"relay_aftr": 9})
 
 
-async def test_allow_takes_node_ids_only():
-    with Stage(), pytest.raises(ConfigError, match="alice"):
-        await loopback_node(allow=["alice"]).start()
-
-
-async def test_names_are_not_published_in_this_version(start):
-    node = await start()
-    with pytest.raises(SignallingError, match="not part of this version"):
-        await node.nickname("alice")
+async def test_allow_takes_node_ids_and_names():
+    with Stage(), pytest.raises(ConfigError, match="al!ce"):
+        async with loopback_node(allow=["al!ce"]):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -316,7 +311,7 @@ async def test_a_node_id_that_the_brokers_do_not_give(start, monkeypatch, answer
 
     node = await start()
     node.rendezvous.names = Names()
-    monkeypatch.setattr(rendezvous_module, "LOOKUP_S", 0.01)
+    monkeypatch.setattr(finder, "FIND_S", 0.01)
     with pytest.raises(UnknownPeerError, match=f"nobody here knows .*{why}"):
         await resolve(node, NODE_ID.upper())
 

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from warpgate.errors import InvalidAddressError, KeyChangedError, UnknownPeerError
+from warpgate.events import Counters
 from warpgate.hooks import Hooks
 from warpgate.hookspecs import hookimpl
+from warpgate.names.rules import fingerprint
+from warpgate.names.trust import Trust
 from warpgate.node.resolve import resolve
 
 
@@ -25,7 +28,7 @@ class Resolver:
 
 
 def node_with(*resolvers):
-    return SimpleNamespace(hooks=Hooks(resolvers))
+    return SimpleNamespace(hooks=Hooks(resolvers), trust=Trust(None, Counters()))
 
 
 async def test_address_bytes_text_and_object(make_address):
@@ -67,3 +70,34 @@ async def test_what_is_neither_an_address_nor_a_name(dest):
     with pytest.raises(InvalidAddressError):
         await resolve(node, dest)
     assert resolver.asked == []
+
+
+async def test_a_resolver_may_say_who_is_meant_and_leave_where_to_others(make_address):
+    class Addresses:
+        @hookimpl(trylast=True)
+        async def warpgate_resolve_address(self, node, address):
+            return known.get(address)
+
+    alice, eve = make_address(["10.0.0.1"]), make_address(["10.0.0.2"])
+    full = f"x@{fingerprint(alice.key)}"
+    known = {alice.node_id: alice, full: alice.raw}
+    for answer in (alice.node_id, full):
+        known["alice"] = answer
+        assert (await resolve(node_with(Addresses()), "alice")).raw == alice.raw
+    known |= {alice.node_id: eve, full: eve}
+    for answer in (alice.node_id, full, eve.node_id):
+        known["alice"] = answer
+        with pytest.raises((KeyChangedError, UnknownPeerError), match=r"another|nobody"):
+            await resolve(node_with(Addresses()), "alice")
+    for dest in (alice.node_id, full):
+        with pytest.raises(KeyChangedError):
+            await resolve(node_with(Addresses()), dest)
+
+
+async def test_a_pinned_name_has_its_key(make_address):
+    alice, eve = make_address(["10.0.0.1"]), make_address(["10.0.0.2"])
+    node = node_with(Resolver(eve))
+    node.trust.pins.accept("alice", fingerprint(alice.key))
+    with pytest.raises(KeyChangedError, match=fingerprint(alice.key)):
+        await resolve(node, "Alice")
+    assert await resolve(node, "bob") is eve

@@ -85,6 +85,35 @@ class InboundPipe(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class NamePinned(Event):
+    """A first connection by a name has proven the key behind it; the name is pinned from now on."""
+
+    name: str
+    peer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRefused(Event):
+    """Somebody who claims to be ``peer_id`` asked to connect and may not (``conf["allow"]``)."""
+
+    peer_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChanged(Event):
+    """This machine's network has changed; the node's address has been signed anew if need be.
+
+    ``cause`` is ``interfaces``, ``external address`` or ``woke up``; ``interfaces`` are the names
+    of those in use, ``external`` the external addresses that are known by now.
+    """
+
+    cause: str
+    interfaces: tuple[str, ...]
+    external: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped(Event):
     """Something that came from outside was refused; ``counter`` is its name in ``node.stats``."""
 

@@ -117,7 +117,8 @@ async def warpgate_resolve_address(
 
     Returns:
         The address, as an object or in its binary or text form; it is verified whoever
-        returned it.
+        returned it. Or the node id or full name of whoever is meant, for the other resolvers to
+        find.
 
     """
 

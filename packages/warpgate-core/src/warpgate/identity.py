@@ -170,6 +170,44 @@ def load_or_create(folder: Path | None) -> Identity:
         ) from error
 
 
+def rotate(folder: Path) -> tuple[Identity, Identity, Path]:
+    """Replace the identity kept in a folder by a new one, and keep the old one as a backup.
+
+    At every moment the folder has a whole key file, and the old key is in one of its files. No node
+    may be running on the folder.
+
+    Args:
+        folder: where ``identity.key`` is.
+
+    Returns:
+        The old identity, the new one, and the backup's path: ``identity.key.<first 8 of the old
+        id>.old``, which takes the old key back into use when it is renamed to ``identity.key``.
+
+    Raises:
+        ConfigError: there is no key yet, it is damaged, or the folder can't be written.
+
+    """
+    path = folder / KEY_FILE_NAME
+    try:
+        old, new = _read_key(path), Identity.generate()
+        backup = path.with_name(f"{path.name}.{old.node_id[:8]}.old")
+        _create_key(backup, old)
+        temporary = _write_key(path, new)
+        try:
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no key file {path} to rotate") from None
+    except OSError as error:
+        raise ConfigError(
+            f"the key file {path} can't be replaced ({error.strerror or error}): give this user "
+            "access to it and its folder"
+        ) from error
+    return old, new, backup
+
+
 def _read_key(path: Path) -> Identity:
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     with os.fdopen(os.open(path, flags), "rb") as file:  # O_NONBLOCK: a fifo must not hang us
@@ -220,6 +258,17 @@ def _decode_key(data: bytes) -> bytes:
 
 def _create_key(path: Path, identity: Identity) -> None:
     """Write the key under ``path`` unless somebody else did so first."""
+    temporary = _write_key(path, identity)
+    try:
+        with suppress(FileExistsError):
+            _name_first(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_key(path: Path, identity: Identity) -> Path:
+    """Write the key to a new file beside ``path``, and return that."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:
@@ -227,17 +276,21 @@ def _create_key(path: Path, identity: Identity) -> None:
             file.write(_encode_key(identity.to_bytes()))
             file.flush()
             os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            _name_first(temporary, path)
-            if sys.platform != "win32":  # the name itself is durable once the folder is synced
-                descriptor = os.open(path.parent, os.O_RDONLY)
-                try:
-                    with suppress(OSError):  # some file systems can't sync a folder
-                        os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder durable."""
+    if sys.platform != "win32":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # some file systems can't sync a folder
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _name_first(temporary: Path, path: Path) -> None:

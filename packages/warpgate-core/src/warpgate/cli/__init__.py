@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "listen": ("warpgate.cli.listen", "wait for a peer, then copy standard input and output"),
     "connect": ("warpgate.cli.connect", "connect to a peer, then copy standard input and output"),
     "id": ("warpgate.cli.identity_command", "print this machine's node id"),
+    "trust": ("warpgate.cli.trust", "list, accept and remove the keys that names are pinned to"),
     "plugins": ("warpgate.cli.plugins", "list strategies, and what was rejected and why"),
     "broker": ("warpgate.cli.broker", "run an MQTT broker for the nodes of a LAN"),
     "doctor": ("warpgate.cli.doctor", "check this machine: interfaces, brokers, plugins, key file"),

@@ -32,6 +32,7 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument("--port", type=_port, metavar="N", help="port (default: the machine's own)")
     parser.add_argument("--ip", help="listen on this address only")
+    parser.add_argument("--name", help="publish this name on the brokers, until the end")
     parser.add_argument("--keep", action="store_true", help="serve one peer after the other")
     add_arguments(parser)
     return parser
@@ -48,7 +49,8 @@ async def _listen(args: argparse.Namespace) -> int:
 
     async with running_node(args, args.port, args.ip) as node:
         stdin, stdout = Input(), Output()
-        _introduce(node, args.json)
+        full = args.name and await node.nickname(args.name, withdraw_on_close=True)
+        _introduce(node, args.json, full)
         while True:
             pipe = await node.accept()
             say(f"{pipe.peer_id} connected from {pipe.remote[0]} port {pipe.remote[1]}")
@@ -59,7 +61,7 @@ async def _listen(args: argparse.Namespace) -> int:
                 return 0 if trouble is None else 1
 
 
-def _introduce(node: Node, as_json: bool) -> None:
+def _introduce(node: Node, as_json: bool, name: str | None) -> None:
     from warpgate.cli.netcat import say
 
     address = node.peer_address.to_text()
@@ -69,12 +71,15 @@ def _introduce(node: Node, as_json: bool) -> None:
             "node_id": node.node_id,
             "port": node.port,
             "brokers": list(node.router.brokers()),
+            **({"name": name} if name else {}),
         }
         print(json.dumps(facts), flush=True)
         return
     say(f"address: {address}")
     if node.rendezvous.names is not None:
         say(f"node id: {node.node_id}")
+    if name:
+        say(f"name: {name}")
 
 
 def _port(text: str) -> int:

@@ -155,11 +155,14 @@ class Copy:
             self._unsent = False
 
     async def _receive(self, stdout: Output) -> None:
-        async for data in self._pipe:
-            self._writing = True
-            await stdout.write(data)
-            self._writing = False
-            self._heard = self._loop.time()
+        from warpgate.errors import PipeClosed
+
+        with contextlib.suppress(PipeClosed):  # _why_broken tells
+            async for data in self._pipe:
+                self._writing = True
+                await stdout.write(data)
+                self._writing = False
+                self._heard = self._loop.time()
 
     async def _until_silence(self, receiving: asyncio.Task[None]) -> None:
         """Wait for the peer's end; after an input that had something in it, for silence at most."""

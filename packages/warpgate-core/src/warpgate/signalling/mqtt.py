@@ -25,6 +25,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from warpgate.errors import SignallingError
+from warpgate.net.addresses import user_address
 from warpgate.server_urls import BrokerURL
 from warpgate.signalling.broker_policy import WEBSOCKET_PATH
 from warpgate.signalling.mqtt_dial import CONNECT_TIMEOUT_S, connect_socket, discard, tls_handshake
@@ -65,12 +66,14 @@ class Session:
 
     Attributes:
         version: 5, or 4 for MQTT 3.1.1.
+        local_ip: this machine's end.
         ended: resolved with the cause, as text, once the connection is gone.
 
     """
 
     def __init__(self, client: _Client, twin: socket.socket, version: int) -> None:
         self.version = version
+        self.local_ip = user_address(twin.getsockname())[0]
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._client = client
         self._twin = twin

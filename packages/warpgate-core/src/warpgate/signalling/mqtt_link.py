@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -122,6 +122,17 @@ class BrokerLink:
             task.cancel()
             await asyncio.wait([task])
         self._set("closed")
+
+    def nudge(self, own_ips: Collection[str]) -> None:
+        """Try again at once if this waits, or if this machine's end has lost its address.
+
+        Args:
+            own_ips: the addresses that this machine has now.
+
+        """
+        self._nudged.set()
+        if self._session is not None and self._session.local_ip not in own_ips:
+            self._session.abort("the network has changed")
 
     async def _run(self) -> None:
         delay = BACKOFF_BASE_S

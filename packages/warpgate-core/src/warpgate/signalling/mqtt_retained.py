@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from warpgate.errors import SignallingError
 from warpgate.signalling.broker_policy import topic_matches
@@ -18,6 +18,10 @@ MAX_KEPT: Final = 16
 """Retained topics of a node."""
 MAX_RETAINED_BYTES: Final = 4096
 MAX_READINGS: Final = 32
+MAX_EXAMINED: Final = 64
+"""Messages of one broker that are looked at for one question."""
+GRACE_S: Final = 0.25
+"""How long the other brokers have once one has shown something acceptable."""
 MARK: Final = b"\x00"
 """First byte of a message to oneself; no signal begins with it."""
 MARK_BYTES: Final = 17
@@ -26,15 +30,33 @@ MARK_BYTES: Final = 17
 class _Reading:
     """One question to several brokers."""
 
-    def __init__(self, topic_filter: str, limit: int) -> None:
+    def __init__(self, topic_filter: str, limit: int, accept: Callable[[str, bytes], bool]) -> None:
         self.filter = topic_filter
         self.limit = limit
+        self.accept = accept
         self.mark = MARK + secrets.token_bytes(MARK_BYTES - 1)
         self.found: dict[tuple[str, bytes], None] = {}
+        self.some = asyncio.Event()
+        self.examined: dict[BrokerLink, int] = {}
         self.marked: dict[BrokerLink, asyncio.Event] = {}
 
     def full(self) -> bool:
         return len(self.found) >= self.limit
+
+    def take(self, link: BrokerLink, topic: str, payload: bytes) -> bool:
+        """Look at a message; False when there is no more room for it."""
+        self.examined[link] = self.examined.get(link, 0) + 1
+        if self.full() or self.examined[link] > MAX_EXAMINED:
+            if link in self.marked:
+                self.marked[link].set()
+            return False
+        if payload and (topic, payload) not in self.found and self.accept(topic, payload):
+            self.found[topic, payload] = None
+            self.some.set()
+        if self.full():
+            for event in self.marked.values():
+                event.set()
+        return True
 
 
 class Retained:
@@ -94,23 +116,34 @@ class Retained:
     # Others'.
 
     async def read(
-        self, links: Sequence[BrokerLink], topic_filter: str, limit: int, timeout_s: float
+        self,
+        links: Sequence[BrokerLink],
+        topic_filter: str,
+        limit: int,
+        timeout_s: float,
+        accept: Callable[[str, bytes], bool],
     ) -> list[tuple[str, bytes]]:
-        """Return what the brokers keep for a filter, at most ``limit`` messages."""
+        """Return what the brokers keep for a filter and ``accept`` takes, at most ``limit`` messages."""
         if len(self._readings) >= MAX_READINGS:
             raise SignallingError("too many names are being looked up at once")
-        reading = _Reading(topic_filter, limit)
+        reading = _Reading(topic_filter, limit, accept)
         self._readings.append(reading)
         asked = [asyncio.ensure_future(self._ask(reading, link)) for link in links]
+        everywhere = asyncio.ensure_future(asyncio.wait(asked))
+        some = asyncio.ensure_future(reading.some.wait())
         try:
-            _, pending = await asyncio.wait(asked, timeout=timeout_s)
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait({everywhere, some}, timeout=timeout_s, return_when=first)
+            if some.done():
+                await asyncio.wait({everywhere}, timeout=min(GRACE_S, timeout_s))
         finally:
             self._readings.remove(reading)
-            for task in asked:
+            for task in (*asked, everywhere, some):
+                task.add_done_callback(_retrieve)
                 task.cancel()
-        errors = [task.exception() for task in asked if task not in pending]
+        errors = [task.exception() for task in asked if task.done() and not task.cancelled()]
         causes = [str(error) for error in errors if error is not None]
-        if len(causes) == len(asked):
+        if len(causes) == len(asked) and not reading.found:
             raise SignallingError("; ".join(causes))
         return list(reading.found)
 
@@ -139,17 +172,17 @@ class Retained:
                 return True
         return False
 
-    def take(self, topic: str, payload: bytes) -> bool:
+    def take(self, link: BrokerLink, topic: str, payload: bytes) -> bool:
         """Offer a message; returns whether somebody had asked for it."""
         asked = [each for each in self._readings if topic_matches(each.filter, topic)]
         for reading in asked:
             if len(payload) > MAX_RETAINED_BYTES:
                 self._counters.count("mqtt_oversize")
-            elif reading.full():
+            elif not reading.take(link, topic, payload):
                 self._counters.count("mqtt_retained_excess")
-            elif payload:
-                reading.found[topic, payload] = None
-            if reading.full():
-                for event in reading.marked.values():
-                    event.set()
         return bool(asked)
+
+
+def _retrieve(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # an answer that came too late

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from warpgate.errors import ConfigError, SignallingError
@@ -125,6 +125,11 @@ class MqttTransport:
     def status(self) -> list[BrokerStatus]:
         """Return what is known of every broker in use, the configured ones first."""
         return [link.status() for link in [*self._kept.values(), *self._on_demand.values()]]
+
+    def nudge(self, own_ips: Collection[str]) -> None:
+        """Look after the connections to brokers at once: the network has changed."""
+        for link in self._kept.values():
+            link.nudge(own_ips)
 
     async def wait_connected(self) -> None:
         """Wait until a broker is connected."""
@@ -291,7 +296,7 @@ class MqttTransport:
         if topic == self._inbox_topic:
             if not (payload.startswith(MARK) and self._retained.take_mark(link, payload)):
                 self._inbox.put(link, payload, retained)
-        elif not self._retained.take(topic, payload):
+        elif not self._retained.take(link, topic, payload):
             self._counters.count("mqtt_foreign")
 
     def _hand_over(self, envelope: bytes, link: BrokerLink) -> None:
@@ -323,7 +328,12 @@ class MqttTransport:
         return await self._retained.publish(list(self._kept.values()), topic, payload, expiry_s)
 
     async def read_retained(
-        self, topic_filter: str, limit: int = 8, timeout_s: float = 2.0
+        self,
+        topic_filter: str,
+        limit: int = 8,
+        timeout_s: float = 2.0,
+        *,
+        accept: Callable[[str, bytes], bool] = lambda _topic, _payload: True,
     ) -> list[tuple[str, bytes]]:
         """Return retained messages as (topic, payload), from every connected broker.
 
@@ -331,6 +341,8 @@ class MqttTransport:
             topic_filter: a topic; ``+`` stands for any one level.
             limit: how many to take; what comes beyond is dropped and counted.
             timeout_s: for everything, the wait for a connection included.
+            accept: says of each topic and payload whether it is worth anything; the first that is
+                ends the wait for the other brokers but for a short grace.
 
         Raises:
             SignallingError: no broker is connected, or none answers.
@@ -349,7 +361,7 @@ class MqttTransport:
             if links:
                 try:
                     left = max(until - loop.time(), 0)
-                    return await self._retained.read(links, topic_filter, limit, left)
+                    return await self._retained.read(links, topic_filter, limit, left, accept)
                 except SignallingError as error:  # a connection that broke meanwhile comes back
                     causes = str(error)
             await asyncio.sleep(min(RESEND_S, max(until - loop.time(), 0)))
