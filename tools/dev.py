@@ -54,7 +54,8 @@ INSTALLS: dict[str, tuple[str, ...]] = {
     ),
     "tox": ("group:tox",),
     "setup": (
-        "-e", "packages/warpgate-core[broker,cli,testing]", "-e", "packages/warpgate-plugin-direct",
+        "-e", "packages/warpgate-core[broker,cli,testing]",
+        "-e", "packages/warpgate-plugin-direct[upnp]",
         "-e", "packages/warpgate-plugin-punch", "-e", "packages/warpgate-plugin-turn",
         "-e", "tools/natlab[plot]", "group:dev",
     ),
@@ -97,6 +98,10 @@ TIERS = (
     Tier(
         "broker", "nodes on real MQTT brokers", ("broker",), from_wheels=True,
         packages=("mosquitto",), marker="broker",
+    ),
+    Tier(
+        "coturn", "relays over a real TURN server", ("coturn",), from_wheels=True,
+        packages=("coturn",), marker="coturn",
     ),
     Tier(
         "netns", "the NAT laboratory, and what is proven in it", ("netns",), from_wheels=True,
@@ -380,7 +385,7 @@ def main(argv: list[str]) -> int:
     code = subprocess.run(
         [str(BIN / "python"), "-m", "warpgate", "demo", *extra[1:]], check=False
     ).returncode
-    return code if code or extra[1:] else laboratory.show_a_nat(BIN / "python")
+    return code if code or extra[1:] else laboratory.show_two_nats(BIN / "python")
 
 
 if __name__ == "__main__":

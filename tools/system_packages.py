@@ -17,7 +17,7 @@ COMMANDS = {
     "build-essential": "cc", "iproute2": "ip", "nftables": "nft", "mosquitto": "mosquitto",
     "coturn": "turnserver", "chrony": "chronyd", "miniupnpd-nftables": "miniupnpd",
 }  # fmt: skip
-DEMO_PACKAGES = ("iproute2", "nftables", "mosquitto")
+DEMO_PACKAGES = ("iproute2", "nftables", "mosquitto", "coturn")
 LAB_PACKAGES = ("iproute2", "nftables", "mosquitto", "coturn", "chrony", "miniupnpd-nftables")
 SERVICES = ("mosquitto", "coturn", "chrony", "miniupnpd")
 """What these packages would run on the machine itself; the laboratory starts its own."""
