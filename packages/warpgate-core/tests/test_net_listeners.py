@@ -3,12 +3,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 
 import pytest
 
 from warpgate.net.constants import IP4, IP6
 from warpgate.net.datagram import DatagramSocket
-from warpgate.net.listeners import FIRST_PORT, LAST_PORT, PORT_TRIES, Listeners, candidate_ports
+from warpgate.net.listeners import (
+    FIRST_PORT,
+    LAST_PORT,
+    MAX_PARKED,
+    PORT_TRIES,
+    Listeners,
+    _Open,
+    candidate_ports,
+)
 from warpgate.net.nic import loopback_interface
 from warpgate.net.pipe import Pipe
 from warpgate.net.tcp import TcpPipe
@@ -198,3 +207,62 @@ async def test_small_messages_leave_at_once_from_both_ends():
     finally:
         transport.abort()
         await listeners.close()
+
+
+def opens(port: int, ip: str) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex((ip, port)) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8")
+async def test_addresses_come_and_go_on_one_port() -> None:
+    hosts = [(IP4, f"127.0.1.{number}") for number in range(1, MAX_PARKED + 4)]
+    listeners = Listeners()
+    port = await listeners.open(hosts[:1], 0)
+    first = listeners.datagrams[0]
+    await listeners.update(hosts)
+    assert listeners.hosts == hosts
+    assert {link.local for link in listeners.datagrams} == {(ip, port) for _, ip in hosts}
+    assert listeners.socket_at(*hosts[0]) is first
+    links = [listeners.socket_at(*host) for host in hosts]
+    await listeners.update([])
+    assert listeners.hosts == []
+    assert listeners.port == port
+    # The newest ones are kept for addresses that come back.
+    assert [link.closed for link in links if link] == [True] * 3 + [False] * MAX_PARKED
+    assert not opens(port, "127.0.1.1")
+    await listeners.update([hosts[0], hosts[-1]])
+    assert listeners.socket_at(*hosts[-1]) is links[-1]
+    assert listeners.socket_at(*hosts[0]) not in (links[0], None)
+    assert opens(port, "127.0.1.1")
+    await listeners.close()
+    assert all(link.closed for link in links if link)
+    assert not opens(port, hosts[-1][1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8")
+async def test_an_address_that_can_t_be_listened_on_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listeners = Listeners()
+    port = await listeners.open([(IP4, "127.0.1.1")], 0)
+    with socket.create_server(("127.0.1.2", port)):
+        await listeners.update([(IP4, "127.0.1.1"), (IP4, "127.0.1.2"), (IP4, "203.0.113.7")])
+        assert listeners.hosts == [(IP4, "127.0.1.1")]
+        assert "127.0.1.2" in caplog.text
+        assert "203.0.113.7" in caplog.text
+    await listeners.update([(IP4, "127.0.1.1"), (IP4, "127.0.1.2")])
+    assert opens(port, "127.0.1.2")
+    await listeners.close()
+
+
+async def test_a_scope_may_be_left_out_when_asking_for_a_socket() -> None:
+    listeners = Listeners()
+    link = DatagramSocket(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    listeners._open[IP6, "fe80::1%eth0"] = _Open(server, link)
+    assert listeners.socket_at(IP6, "fe80::1%eth0") is link
+    assert listeners.socket_at(IP6, "fe80::1") is link
+    assert listeners.socket_at(IP6, "fe80::2") is None
+    assert listeners.socket_at(IP4, "fe80::1") is None
+    await listeners.close()

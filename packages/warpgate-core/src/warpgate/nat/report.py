@@ -32,6 +32,7 @@ class PathReport:
         firewall: packets nobody asked for are kept out (where nothing is translated).
         several_nats: more than one NAT is in the way.
         rtt_s: to the nearest server, in seconds.
+        taken: external UDP ports that the probe itself took: a NAT with few has the fewer left.
 
     """
 
@@ -51,6 +52,7 @@ class PathReport:
     firewall: bool | None = None
     several_nats: bool | None = None
     rtt_s: float | None = None
+    taken: tuple[int, ...] = ()
 
     @property
     def nat_type(self) -> NATType | None:
@@ -75,7 +77,7 @@ class PathReport:
             value = getattr(self, name)
             plain[name] = None if value is None else value.as_dict()
         plain["af"] = af_name(self.af)
-        plain["external"] = list(self.external)
+        plain["external"], plain["taken"] = list(self.external), list(self.taken)
         kind, delta = self.nat_type, self.delta_type
         plain["nat_type"] = None if kind is None else kind.name.lower()
         plain["delta_type"] = None if delta is None else delta.name.lower()

@@ -9,12 +9,14 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from warpgate.net.addresses import Address, explained, system_address
 from warpgate.net.constants import IP6
 from warpgate.net.datagram import DatagramSocket
 from warpgate.net.tcp import TcpPipe
+from warpgate.protocol.ip import split_scope
 
 log = logging.getLogger("warpgate.listeners")
 
@@ -25,12 +27,21 @@ BACKLOG = 1024
 ACCEPTS_PER_TURN = 16
 PORT_TRIES = 1000
 SYSTEM_TRIES = 20
+MAX_PARKED = 4  # vanished addresses whose sockets are kept: most come back, pipes may live on them
 FIRST_PORT, LAST_PORT = 10_000, 29_999  # where the default ports are
 _TAKEN = {errno.EADDRINUSE} | ({errno.EACCES} if sys.platform == "win32" else set())
 
 
 class _PortTaken(OSError):
     """Another socket has the port, on one of the addresses at least."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """The sockets of one address."""
+
+    server: asyncio.Server
+    link: DatagramSocket
 
 
 class Listeners:
@@ -40,8 +51,6 @@ class Listeners:
         on_stream: called with each accepted pipe before any byte of it is read.
         on_datagram: called with ``(socket, data, addr)`` for sources without a pipe of their own.
         port: the port; 0 while closed.
-        hosts: the ``(family, ip)`` it listens on.
-        datagrams: the UDP sockets, one for each of ``hosts``.
 
     """
 
@@ -53,10 +62,30 @@ class Listeners:
         self.on_stream = on_stream
         self.on_datagram = on_datagram
         self.port = 0
-        self.hosts: list[Host] = []
-        self.datagrams: list[DatagramSocket] = []
-        self._servers: list[asyncio.Server] = []
+        self._open: dict[Host, _Open] = {}
+        self._parked: dict[Host, _Open] = {}
         self._closed = False
+        self._reuse_addr = False
+
+    @property
+    def hosts(self) -> list[Host]:
+        """The ``(family, ip)`` that are listened on."""
+        return list(self._open)
+
+    @property
+    def datagrams(self) -> list[DatagramSocket]:
+        """The UDP sockets, one for each of :attr:`hosts`."""
+        return [each.link for each in self._open.values()]
+
+    def socket_at(self, af: int, ip: str) -> DatagramSocket | None:
+        """Return the UDP socket of one address; a scope may be left out."""
+        found = self._open.get((af, ip))
+        if found is not None:
+            return found.link
+        for (family, other), each in self._open.items():
+            if family == af and split_scope(other)[0] == ip:
+                return each.link
+        return None
 
     async def open(self, hosts: Sequence[Host], port: int, *, reuse_addr: bool = False) -> int:
         """Listen on one port of all the addresses, TCP and UDP.
@@ -75,40 +104,82 @@ class Listeners:
             OSError: none of the addresses can be listened on.
 
         """
+        self._reuse_addr = reuse_addr
         bound = _bind_all(list(dict.fromkeys(hosts)), port, reuse_addr)
-        loop = asyncio.get_running_loop()
-        waiting = [sock for _, tcp, udp in bound for sock in (tcp, udp)]
         self._closed = False
         try:
-            for host, tcp, udp in bound:
-                server = await loop.create_server(
-                    lambda: TcpPipe(self._accepted), sock=tcp, backlog=ACCEPTS_PER_TURN
-                )
-                tcp.listen(BACKLOG)  # what waits in the system may be more
-                self._servers.append(server)
-                waiting.remove(tcp)
-                link = await DatagramSocket.open(udp)
-                link.default = partial(self._received, link)
-                self.datagrams.append(link)
-                waiting.remove(udp)
-                self.hosts.append(host)
+            while bound:
+                await self._listen(*bound.pop(0))
         except BaseException:
-            for sock in waiting:
-                sock.close()
+            for _, tcp, udp in bound:
+                tcp.close()
+                udp.close()
             await self.close()
             raise
         self.port = self.datagrams[0].local[1]
         return self.port
 
+    async def update(self, hosts: Sequence[Host]) -> None:
+        """Listen on other addresses from now on, on the same port.
+
+        The sockets of an address that has vanished are kept for a while (``MAX_PARKED``): pipes
+        that live on them go on when it comes back. An address that can't be listened on is left
+        out, and tried again next time.
+        """
+        wanted = list(dict.fromkeys(hosts))
+        for host in [host for host in self._open if host not in wanted]:
+            self._parked[host] = self._open.pop(host)
+        for host in wanted:
+            if host in self._open or self._closed:
+                continue
+            if host in self._parked:
+                self._open[host] = self._parked.pop(host)
+                continue
+            try:
+                tcp, udp = _bind_host(host, self.port, self._reuse_addr)
+            except OSError as error:
+                log.warning("not listening on %s port %d: %s", host[1], self.port, error)
+                continue
+            await self._listen(host, tcp, udp)
+        surplus = len(self._parked) - MAX_PARKED
+        if surplus > 0:
+            await self._stop([self._parked.pop(host) for host in list(self._parked)[:surplus]])
+
     async def close(self) -> None:
         """Stop listening; pipes that were accepted stay open. Idempotent."""
         self._closed = True
-        servers, self._servers = self._servers, []
-        links, self.datagrams = self.datagrams, []
-        for link in links:
-            link.close()
-        self.hosts = []
+        ends = [*self._open.values(), *self._parked.values()]
+        self._open.clear()
+        self._parked.clear()
         self.port = 0
+        await self._stop(ends)
+
+    async def _listen(self, host: Host, tcp: socket.socket, udp: socket.socket) -> None:
+        """Take two bound sockets; they are closed when this raises."""
+        loop = asyncio.get_running_loop()
+        server: asyncio.Server | None = None
+        try:
+            server = await loop.create_server(
+                lambda: TcpPipe(self._accepted), sock=tcp, backlog=ACCEPTS_PER_TURN
+            )
+            tcp.listen(BACKLOG)  # what waits in the system may be more
+            link = await DatagramSocket.open(udp)
+        except BaseException:
+            udp.close()
+            if server is None:
+                tcp.close()
+            else:
+                server.close()
+            raise
+        link.default = partial(self._received, link)
+        self._open[host] = _Open(server, link)
+        if self._closed:  # meanwhile
+            await self._stop([self._open.pop(host)])
+
+    async def _stop(self, ends: Sequence[_Open]) -> None:
+        for each in ends:
+            each.link.close()
+        servers = [each.server for each in ends]
         try:
             await _stop_accepting(servers)
         finally:

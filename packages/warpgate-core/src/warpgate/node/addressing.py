@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from warpgate.errors import ConfigError
@@ -13,6 +13,7 @@ from warpgate.protocol.ip import is_loopback
 from warpgate.protocol.peer_address import Endpoint, InterfaceRecord
 
 if TYPE_CHECKING:
+    from warpgate.node.node import Node
     from warpgate.protocol.peer_address import PeerAddress
 
 LOOPBACK_HOSTS = ((IP4, "127.0.0.1"), (IP6, "::1"))
@@ -101,8 +102,15 @@ def listening_hosts(nics: Sequence[Interface], ip: str | None) -> list[tuple[int
     return list(dict.fromkeys(hosts))
 
 
+Facts = Callable[[Interface, Endpoint], Endpoint]
+"""Adds to an endpoint of an interface what is known of its NAT."""
+
+
 def interface_records(
-    nics: Sequence[Interface], ip: str | None, port: int
+    nics: Sequence[Interface],
+    ip: str | None,
+    port: int,
+    facts: Facts = lambda _nic, endpoint: endpoint,
 ) -> tuple[list[Interface], list[InterfaceRecord]]:
     """Return the interfaces that stand in the address, in its order, with their records."""
     used: list[Interface] = []
@@ -116,7 +124,7 @@ def interface_records(
             public = None if ip is not None else nic.global_ip(af)
             bare = local.split("%")[0]
             ext_ip = public if public != bare else None
-            endpoints.append(Endpoint(af, bare, port, ext_ip, None, 0, 0))
+            endpoints.append(facts(nic, Endpoint(af, bare, port, ext_ip, None, 0, 0)))
         if endpoints:
             used.append(nic)
             records.append(InterfaceRecord(nic.index, tuple(endpoints)))
@@ -136,3 +144,18 @@ def direct_targets(
         ip = scoped(path.ip, nic)
         targets.setdefault((ip, path.port), (nic, path.af, ip, path.port))
     return list(targets.values())
+
+
+def signal_targets(node: Node, peer: PeerAddress) -> list[tuple[Interface, int, str, int]]:
+    """Return the ways by which a node may send a peer direct signals, best first."""
+    from warpgate.traversal.policy import refuse_dial
+
+    targets = direct_targets(node.peer_address, peer, node.ifs, node.loopback)
+    if node.traversal.has_called(peer.node_id):
+        return targets
+    # We only answer this peer: its address is its word alone (WIRE section 5).
+    own, near = node.own_ips(), node.traversal.is_called_over_loopback(peer.node_id)
+    allowed = [t for t in targets if refuse_dial(t[2], node.ifs, own, near) is None]
+    if len(allowed) < len(targets):
+        node.stats.count("dials_refused", len(targets) - len(allowed))
+    return allowed

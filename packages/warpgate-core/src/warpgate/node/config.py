@@ -18,7 +18,7 @@
 - ``block_plugins``: strategies and entry points that are not loaded
 - ``plugin_dirs``: folders with further plugins
 - ``plugin_conf``: strategies' own settings, by strategy; not checked
-- ``seal``: encryption of pipes between nodes; this version has ``"off"`` only
+- ``seal``: encryption of pipes between nodes: ``"require"``, ``"prefer"`` or ``"off"``
 - ``accept_plain``: plain TCP and UDP reach the callbacks
 - ``allow``: node ids or pinned names that may connect; None = anyone
 - ``relay``: ``"last"``, ``"prefer"`` or ``"never"``
@@ -182,7 +182,7 @@ class _Settings(BaseModel):
     block_plugins: Names
     plugin_dirs: Annotated[tuple[str | Path, ...], BeforeValidator(_listed)]
     plugin_conf: dict[str, Any]
-    seal: Literal["off"]
+    seal: Literal["require", "prefer", "off"]
     accept_plain: bool
     allow: Annotated[tuple[str, ...], _each(_allowed)] | None
     relay: Literal["last", "prefer", "never"]
@@ -201,7 +201,7 @@ _EXPECTED: Final = {
     "block_plugins": "a list of names",
     "plugin_dirs": "a list of folders",
     "plugin_conf": "a dict with strategies' names as keys",
-    "seal": '"off": sealing pipes is not available in this version',
+    "seal": '"require", "prefer" or "off"',
     "allow": "a list of node ids or names, or None",
     "relay": '"last", "prefer" or "never"',
     "relay_after": "a number of seconds from 0 up",

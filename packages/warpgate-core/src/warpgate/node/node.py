@@ -7,44 +7,37 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from warpgate.errors import ConfigError, PipeClosed, SignallingError, TraversalError
+from warpgate.errors import ConfigError, PipeClosed, TraversalError
 from warpgate.events import Counters, Event, InboundPipe
 from warpgate.hooks import Hooks
 from warpgate.identity import default_port, load_or_create, machine_id, stack_id
 from warpgate.loading import load
-from warpgate.net.constants import IP4, IP6, NIC_BIND, route_type_name
-from warpgate.net.listeners import Listeners
-from warpgate.net.nic import loopback_interface, own_ips
-from warpgate.node.addressing import (
-    check_place,
-    choose_interfaces,
-    direct_targets,
-    interface_records,
-    listening_hosts,
-)
+from warpgate.names.trust import Trust
+from warpgate.net.constants import IP4, IP6, NIC_BIND
+from warpgate.node.addressing import signal_targets
 from warpgate.node.config import make_config
 from warpgate.node.install import install_strategies
 from warpgate.node.mailbox import Mailbox
+from warpgate.node.network import NetworkWatch
 from warpgate.node.pipes import OpenPipes
+from warpgate.node.place import ListeningPlace
 from warpgate.node.rendezvous import Rendezvous
-from warpgate.node.resolve import resolve
-from warpgate.node.slots import IdentitySlot
+from warpgate.node.slots import IdentitySlot, next_sequence, take_slot
 from warpgate.protocol.peer_address import PeerAddress, pack_address
 from warpgate.protocol.proto_msg import ConMsg
 from warpgate.resources import Resources
 from warpgate.signalling.direct import DirectTransport
 from warpgate.signalling.router import SignalRouter
 from warpgate.traversal.manager import TraversalManager
-from warpgate.traversal.plan import Combination
-from warpgate.traversal.policy import refuse_dial
 
 if TYPE_CHECKING:
     from warpgate.hello.messages import Deframer
     from warpgate.identity import Identity
+    from warpgate.nat.report import NetReport
+    from warpgate.net.datagram import DatagramSocket
     from warpgate.net.nic import Interface
     from warpgate.net.pipe import Pipe
     from warpgate.net.subscription import MsgCallback
@@ -83,21 +76,18 @@ class Node:
             ifs, conf = None, ifs
         self.conf = make_config(conf, os.environ)
         self.stats = Counters()
+        self.trust = Trust(self.conf.folder, self.stats)
         self.resources = Resources(self.stats)
         self.last_report: Report | None = None
-        self.ifs: list[Interface] = []
-        self.loopback: Interface
-        self._own_ips: set[str] = set()
-        self.port = 0
+        self.place = ListeningPlace(ifs, ip, port)
+        self.network = NetworkWatch(self)
         self.identity: Identity
         self.hooks = Hooks(counters=self.stats)
         self.traversal: TraversalManager
         self.router: SignalRouter
         self.peer_address: PeerAddress
         self.running = False
-        self._wanted = check_place(ifs, ip, port)
         self._slot: IdentitySlot | None = None
-        self._listeners: Listeners | None = None
         self._direct: DirectTransport | None = None
         self.rendezvous = Rendezvous()
         self._mailbox = Mailbox(self.stats)
@@ -138,28 +128,21 @@ class Node:
         return self
 
     async def _open(self) -> None:
-        ifs, ip, port = self._wanted
-        self.identity = load_or_create(self._identity_folder())
+        self._slot = take_slot(self.conf["install_path"])
+        self.identity = load_or_create(self._slot.folder if self._slot else None)
         report = load(self.conf, os.environ)
         # What is registered first is called last: a plugin's own transport or resolver wins.
         self.hooks = Hooks([self.rendezvous, *report.objects], self.stats)
         await self.hooks.each("warpgate_node_starting", node=self)
-        nics, ip = choose_interfaces(ifs, ip)
-        self.loopback, self._own_ips = loopback_interface(), own_ips()
+        self.place.choose()
         self.traversal = TraversalManager(self)
         self.traversal.messages.add(ConMsg)
         self.router = SignalRouter(
             self.identity, self.traversal.messages, self.stats, self.traversal.signals.on_signal
         )
-        self._listeners = Listeners(
-            self.traversal.inbound.accept_stream, self.traversal.inbound.accept_datagram
-        )
-        self.port = await self._listeners.open(
-            listening_hosts(nics, ip),
-            port if port is not None else default_port(machine_id()),
-            reuse_addr=self.conf["reuse_addr"],
-        )
-        self.ifs, self._records = interface_records(nics, ip, self.port)
+        self.place.listeners.on_stream = self.traversal.inbound.accept_stream
+        self.place.listeners.on_datagram = self.traversal.inbound.accept_datagram
+        await self.place.open(default_port(machine_id()), reuse_addr=self.conf["reuse_addr"])
         self._direct = DirectTransport(self._direct_targets, self.stats)
         extra = self.hooks.first_sync("warpgate_signal_transport", node=self)
         await self.router.start([self._direct] if extra is None else [self._direct, extra])
@@ -167,20 +150,8 @@ class Node:
         await install_strategies(self, report)
         self.running = True
         self.rendezvous.publish(self)
+        self.network.start()
         log.info("node %s listens on port %d", self.node_id, self.port)
-
-    def _identity_folder(self) -> Path | None:
-        path = self.conf["install_path"]
-        if path == ":memory:":
-            return None
-        self._slot = IdentitySlot(Path(path))
-        if self._slot.number > 1:
-            log.warning(
-                "another node is running on install_path %s; this one has a key of its own in %s",
-                path,
-                self._slot.folder,
-            )
-        return self._slot.folder
 
     async def close(self) -> None:
         """End every attempt and pipe, free everything; idempotent, a few seconds at the most."""
@@ -198,8 +169,8 @@ class Node:
 
     async def _shut_down(self) -> None:
         self.running = False
-        if self._listeners is not None:
-            await self._listeners.close()
+        await self.network.close()
+        await self.place.close()
         if hasattr(self, "traversal"):
             await self.traversal.close(CLOSE_S)
         await self._pipes.close(CLOSE_S)
@@ -246,13 +217,13 @@ class Node:
 
     def sign_address(self) -> None:
         """Sign the address anew; its sequence number grows with time, also over restarts."""
-        self._sequence = max(self._sequence + 1, self.unix_time())
+        self._sequence = next_sequence(self._slot, max(self._sequence + 1, self.unix_time()))
         self.peer_address = pack_address(
             self.identity,
             machine=stack_id(),
             sequence=self._sequence,
             brokers=self.router.brokers(),
-            interfaces=self._records,
+            interfaces=self.place.records,
         )
         if self.running:
             self.rendezvous.publish(self)
@@ -263,20 +234,67 @@ class Node:
         families = self.peer_address.families()
         return [af for af in (IP4, IP6) if af in families]
 
+    @property
+    def ifs(self) -> list[Interface]:
+        """The interfaces that stand in the address, in its order."""
+        return self.place.ifs
+
+    @property
+    def loopback(self) -> Interface:
+        """The loopback interface."""
+        return self.place.loopback
+
+    @property
+    def port(self) -> int:
+        """The listening port; 0 before the start."""
+        return self.place.port
+
     def own_ips(self) -> set[str]:
-        """Return every address that this machine had when the node started."""
-        return self._own_ips
+        """Return every address that this machine has."""
+        return self.place.own_ips
+
+    @property
+    def net_report(self) -> NetReport | None:
+        """What is known of the NATs; see :attr:`network` for more."""
+        return self.network.report
+
+    def listening_socket(
+        self, af: int, local: Interface | str | None = None
+    ) -> DatagramSocket | None:
+        """Return the UDP socket of the listening port, whose mapping the NAT keeps.
+
+        Args:
+            af: ``IP4`` or ``IP6``.
+            local: a local ip, as in ``src_info["nic"]``; or an interface: the socket of the address
+                that leads outside from there; None: from the best interface.
+
+        """
+        return self.place.socket(af, local)
 
     def unix_time(self) -> int:
         """Return the Unix time in seconds."""
         return int(time.time())
 
-    async def nickname(self, name: str) -> str:
-        """Publish a name for this node's address: not in this version, so raise SignallingError."""
-        raise SignallingError(
-            f"{name!r}: publishing nicknames is not part of this version; "
-            "give peers this node's id or address"
-        )
+    async def nickname(self, name: str, *, withdraw_on_close: bool = False) -> str:
+        """Publish a name for this node on its brokers, and keep it fresh until the node closes.
+
+        Args:
+            name: 1 to 63 letters, digits, ``.``, ``-``, ``_``; docs/names.md has the rules.
+            withdraw_on_close: take it back when the node closes; else it expires within the hour.
+
+        Returns:
+            The full name, ``name@fingerprint``, which leads to this node whoever else claims the name.
+
+        Raises:
+            ConfigError: not a possible name.
+            SignallingError: there is no broker to publish it on, or none accepted it within 5 s.
+
+        """
+        return await self.rendezvous.nickname(self, name, withdraw_on_close)
+
+    async def withdraw_nickname(self, name: str) -> None:
+        """Take a name back from the connected brokers; ConfigError when it is none of this node's."""
+        await self.rendezvous.withdraw_nickname(name)
 
     # Connecting.
 
@@ -292,7 +310,7 @@ class Node:
         Args:
             af: the address family; None takes the first that both share.
             route_type: ``NIC_BIND``, ``EXT_BIND`` or ``LOOPBACK_BIND``.
-            pnp_addr: the peer's address or nickname.
+            pnp_addr: the peer's address, node id or nickname.
             plugin_name: the strategy's name; None races all of them (``fan_out``).
 
         Returns:
@@ -306,32 +324,9 @@ class Node:
                 this node's own; the node is closing.
 
         """
-        from warpgate.node.auto_connect import check_options
-        from warpgate.traversal.auxiliary.fan_out import FanOut
-        from warpgate.traversal.loaders import Loader
+        from warpgate.node.dial import dial
 
-        check_options(self)
-        if plugin_name is None:
-            loader = self.traversal.plugin_loaders.get("fan_out") or Loader(
-                "fan_out", FanOut, timeout=FanOut.conf["timeout"]
-            )
-        else:
-            loader = self.traversal.loader(plugin_name)
-        peer = await resolve(self, pnp_addr)
-        if peer.key == self.identity.public_key:
-            raise TraversalError("that is this node's own address")
-        path = self.traversal.find_path(peer, af, route_type)
-        strategy = loader.info()
-        if route_type not in strategy.route_types:
-            raise TraversalError(
-                f"{loader.name} does not support the route type {route_type_name(route_type)}"
-            )
-        combination = Combination(loader.name, strategy.phase, strategy.group, path)
-        attempt = self.traversal.create_attempt(combination, peer, loader=loader)
-        if attempt is None:
-            raise TraversalError("the node is closing")
-        attempt.start()
-        return attempt.plugin
+        return await dial(self, af, route_type, pnp_addr, plugin_name)
 
     # Inbound.
 
@@ -387,12 +382,4 @@ class Node:
         self.hooks.notify(self, event)
 
     def _direct_targets(self, peer: PeerAddress) -> list[tuple[Interface, int, str, int]]:
-        targets = direct_targets(self.peer_address, peer, self.ifs, self.loopback)
-        if self.traversal.has_called(peer.node_id):
-            return targets
-        # We only answer this peer: its address is its word alone (WIRE section 5).
-        own, near = self.own_ips(), self.traversal.is_called_over_loopback(peer.node_id)
-        allowed = [t for t in targets if refuse_dial(t[2], self.ifs, own, near) is None]
-        if len(allowed) < len(targets):
-            self.stats.count("dials_refused", len(targets) - len(allowed))
-        return allowed
+        return signal_targets(self, peer)

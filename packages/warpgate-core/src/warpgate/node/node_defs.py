@@ -26,7 +26,7 @@ NODE_CONF: dict[str, Any] = {
     "block_plugins": [],
     "plugin_dirs": [],
     "plugin_conf": {},
-    "seal": "off",
+    "seal": "require",
     "accept_plain": True,
     "allow": None,
     "relay": "last",

@@ -132,6 +132,7 @@ async def probe_path(
         firewall=_firewall(mapping, filtering),
         several_nats=behind_several_nats(place.ip, external, gateway_external_ip, udp.hops),
         rtt_s=min(trips, default=None),
+        taken=tuple(dict.fromkeys(t.mapped[1] for t in udp.transactions if t.mapped is not None)),
     )
     return PathResult(report, every)
 

@@ -92,6 +92,17 @@ async def survey(
     )
 
 
+async def server_addresses(servers: Sequence[str]) -> list[tuple[int, Address]]:
+    """Return (family, address) of all STUN servers whose names are found in ``LOOKUP_S``.
+
+    Raises:
+        ValueError: a server's text does not have the form.
+
+    """
+    named = {text: parse_host_port(text, STUN_PORT) for text in dict.fromkeys(servers)}
+    return list(dict.fromkeys(_flat((await _lookups(named, ipv6=False))[0])))
+
+
 Found = dict[str, list[tuple[int, Address]]]
 
 

@@ -27,7 +27,7 @@ from warpgate.traversal.attempt import Attempt
 from warpgate.traversal.combine import info, scoped
 from warpgate.traversal.history import History
 from warpgate.traversal.inbound import Inbound
-from warpgate.traversal.limits import StrangerLimits
+from warpgate.traversal.limits import StrangerBytes, StrangerLimits
 from warpgate.traversal.loaders import Loader, make_loader
 from warpgate.traversal.paths import Path, find_paths, named_ips
 from warpgate.traversal.plan import Combination, Plan, PlanOptions, plan
@@ -58,6 +58,7 @@ class TraversalManager:
         plugin_loaders: strategy name → loader; a plain dict, ``clear()`` it to narrow a test down.
         rejected: what failed to load or install; its ``str()`` says what, why and how to mend it.
         sprays: lets the strategies' sprays through.
+        stranger_bytes: what strangers may make this node send, all together.
 
     """
 
@@ -71,6 +72,7 @@ class TraversalManager:
         self.history = History()
         self.inbound = Inbound(self, bool(node.conf["accept_plain"]), node.accept_signals)
         self.limits = StrangerLimits(asyncio.get_running_loop().time())
+        self.stranger_bytes = StrangerBytes(asyncio.get_running_loop().time)
         self.sprays = SprayGate()
         self.signals = SignalDoor(self)
         self.closed = False
@@ -162,6 +164,8 @@ class TraversalManager:
         plugin.initiator = plugin_id is None
         if plugin_id is not None:
             plugin.plugin_id = plugin_id
+            if self.limits.is_stranger(peer.node_id):
+                plugin.budget.purse = self.stranger_bytes
         plugin.af, plugin.route_type = path.af, path.route_type
         plugin.nic = self.node.loopback if loopback else nics[path.src_index]
         plugin.src_info = info(local, path.src_index, path.af, path.route_type)
