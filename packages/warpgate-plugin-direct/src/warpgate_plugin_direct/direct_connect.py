@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from warpgate import TCP, ConMsg, Plugin, register
+from warpgate import TCP, ConMsg, Plugin, TraversalError, register
 from warpgate.nat.pair import NatPair
+from warpgate.net.budget import MAX_SYNS, SYN_BYTES
 
 
 @register(phase="direct")
@@ -29,5 +30,8 @@ class DirectConnect(Plugin):
     async def run(self, reply: ConMsg | None = None) -> None:
         """Dial once; the connection that comes of it is handed over for proof."""
         route = await self.bind()
-        pipe = await route.connect((self.dest_info["ip"], self.dest_info["port"]), TCP)
+        ip = self.dest_info["ip"]
+        if not self.budget.take(ip, MAX_SYNS, SYN_BYTES):
+            raise TraversalError(f"strangers have made this node send enough this minute: not {ip}")
+        pipe = await route.connect((ip, self.dest_info["port"]), TCP)
         self.result.set_result(pipe)
