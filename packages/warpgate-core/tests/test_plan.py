@@ -258,3 +258,11 @@ def test_behind_one_nat_private_addresses_are_punched_too(make_address, make_nic
     remote = make_address(["10.9.9.9"], machine=THERE, ext=ext)
     found = plan(local, remote, [make_nic("eth0", 1, "192.168.1.2/24")], [UDP_PUNCH])
     assert {c.path.ip for c in found.combinations} == {"198.51.100.1", "10.9.9.9"}
+
+
+def test_a_relay_is_likely_when_nothing_else_has_a_chance(behind, near):
+    hopeless = [replace(s, impossible=lambda pair: "no way") for s in (DIRECT, TCP_PUNCH)]
+    assert plan(*behind(6, 6), [*hopeless, PROBE, TURN]).relay_likely
+    assert not plan(*behind(6, 6), [*hopeless, UDP_PUNCH, TURN]).relay_likely
+    assert not plan(*behind(6, 6), [*hopeless, PROBE]).relay_likely
+    assert not plan(*near, ALL).relay_likely

@@ -20,6 +20,7 @@ from warpgate.net.constants import IP4, IP6, ROUTE_TYPES, af_name, transport_nam
 from warpgate.node.resolve import pin, resolve
 from warpgate.traversal.attempt import CLOSE_GRACE_S
 from warpgate.traversal.plan import PlanOptions
+from warpgate.traversal.prepare import prepare_relays
 from warpgate.traversal.race import Race
 from warpgate.traversal.report import Report, SkipReason
 
@@ -185,6 +186,7 @@ async def _race(
     network = _network(node)
     again = manager.history.what_worked(peer.node_id, network)
     chosen = manager.plan_for(peer, replace(options, remembered=again))
+    prepare_relays(manager, chosen)
     node.notify(ConnectStarted(peer.node_id, len(chosen.combinations), len(chosen.skips)))
     race = Race(manager, peer, chosen)
     report.outcomes, report.skips = race.outcomes, race.skips

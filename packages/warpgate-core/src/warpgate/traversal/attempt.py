@@ -234,7 +234,7 @@ class Attempt:
         if pipe.path is None:
             pipe.path = "relay" if self.plugin.phase == "relay" else "direct"
         self.winner = pipe
-        self.plugin.budget.answered(pipe.remote[0])
+        self.plugin.budget.proven(pipe.remote[0])
         self._end("won", "", pipe)
         self.manager.attempt_won(self, pipe)
 

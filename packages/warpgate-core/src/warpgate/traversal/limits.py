@@ -5,14 +5,18 @@ A stranger is a peer that has never completed a hello with this node.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Callable
 
 ATTEMPTS_PER_STRANGER = 8
 NEW_PER_STRANGER_S = 5.0
 ATTEMPTS_ALL_STRANGERS = 64
 NEW_ALL_STRANGERS_S = 50.0
-ANSWER_BYTES_PER_MINUTE = 100_000
-"""What goes to the UDP sources of hellos, all together, before they are proven."""
+BYTES_PER_MINUTE = 100_000
+"""What all strangers together can make this node send to addresses that have proven nothing."""
+KEPT_FOR_ATTEMPTS = 50_000
+"""Of these, what answers to hellos from nowhere leave: anybody can send those, under any address."""
+MINUTE_S = 60
 MAX_KNOWN_PEERS = 4096
 MAX_STRANGERS = 1024
 
@@ -34,6 +38,52 @@ class TokenBucket:
             return False
         self._tokens -= amount
         return True
+
+
+class StrangerBytes:
+    """The bytes that have gone out within the last minute on strangers' word (WIRE section 5).
+
+    Every minute is bounded, whenever it begins. UDP counts by its payload, a SYN as a whole.
+
+    Args:
+        clock: monotonic seconds.
+        limit: bytes a minute.
+
+    Attributes:
+        refused: how often there were not enough left.
+
+    """
+
+    def __init__(self, clock: Callable[[], float], limit: int = BYTES_PER_MINUTE) -> None:
+        self.refused = 0
+        self._clock = clock
+        self._limit = limit
+        self._spent: deque[list[int]] = deque()  # [second, bytes], at most MINUTE_S + 1 of them
+        self._total = 0
+
+    def take(self, size: int, keep: int = 0) -> bool:
+        """Take so many bytes, if as many as ``keep`` are left then; False, and none are taken, if not."""
+        second = int(self._clock())
+        while self._spent and self._spent[0][0] < second - MINUTE_S:
+            self._total -= self._spent.popleft()[1]
+        if self._total + size > self._limit - keep:
+            self.refused += 1
+            return False
+        if not self._spent or self._spent[-1][0] != second:
+            self._spent.append([second, 0])
+        self._spent[-1][1] += size
+        self._total += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Uncount bytes whose receiver has proven to be the peer; the oldest, which is the safe side."""
+        while size > 0 and self._spent:
+            part = min(size, self._spent[0][1])
+            self._spent[0][1] -= part
+            self._total -= part
+            size -= part
+            if not self._spent[0][1]:
+                self._spent.popleft()
 
 
 class StrangerLimits:

@@ -124,11 +124,11 @@ def find_paths(
                 dead += [item for item in found if isinstance(item, DeadEnd)][:1] or [
                     DeadEnd(af, route_type, SkipReason.NO_PEER_ADDRESS)
                 ]
-    # Of two routes to one public address the external one: behind a NAT only it leads back to us.
+    # Of two routes to one distant address the external one: behind a NAT only it leads back to us.
     paths.sort(
         key=lambda p: (
             (p.tier, p.virtual, p.src_index + p.dest_index, p.af == IP4),
-            p.tier == TIER_PUBLIC and p.route_type != EXT_BIND,
+            p.tier >= TIER_PUBLIC and p.route_type != EXT_BIND,
         )
     )
     return paths, dead

@@ -112,6 +112,12 @@ class Plan:
     order: tuple[str, ...] = GROUPS
     needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def relay_likely(self) -> bool:
+        """Whether nothing but guesses and relays has a chance."""
+        hopeful = {c.group for c in self.combinations if not c.unlikely}
+        return "relay" in hopeful and hopeful <= {LATE, "relay"}
+
 
 def plan(
     local: PeerAddress,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ from warpgate.hello.shell import Handshake, HandshakeOwner
 from warpgate.identity import node_id_text
 from warpgate.net.udp import UdpPipe
 from warpgate.traversal.allow import AllowList
-from warpgate.traversal.limits import ANSWER_BYTES_PER_MINUTE, TokenBucket
+from warpgate.traversal.limits import KEPT_FOR_ATTEMPTS
 
 if TYPE_CHECKING:
     from warpgate.net.budget import PacketBudget
@@ -42,10 +41,6 @@ class Proofs:
         setting = str(manager.node.conf["seal"])
         aes = setting != "off" and seal.aes_is_quicker(time.perf_counter)
         self._capabilities = seal.offered(setting, aes=aes)
-        now = asyncio.get_running_loop().time()
-        self._answers = TokenBucket(
-            ANSWER_BYTES_PER_MINUTE / 60, now, burst=ANSWER_BYTES_PER_MINUTE
-        )
         self._allow = AllowList(allow, manager.node.trust.pins)
 
     def prove(self, attempt: Attempt, pipe: Pipe) -> None:
@@ -106,7 +101,7 @@ class Proofs:
             return None
 
         def send(data: bytes) -> None:
-            if budget.take(pipe.remote[0]):
+            if budget.take(pipe.remote[0], 1, len(data)):
                 pipe.write_raw(data)
 
         return send
@@ -118,12 +113,13 @@ class Proofs:
         """
         if pipe.transport != "udp":
             return None
-        loop = asyncio.get_running_loop()
 
         def send(data: bytes) -> None:
-            if budget is not None and not budget.take(pipe.remote[0]):
-                return
-            if self._answers.take(loop.time(), len(data)):
+            if budget is not None:
+                may = budget.take(pipe.remote[0], 1, len(data))
+            else:
+                may = self._manager.stranger_bytes.take(len(data), KEPT_FOR_ATTEMPTS)
+            if may:
                 pipe.write_raw(data)
             else:
                 self._manager.stats.count("hello_answers_limited")
