@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from repository import PACKAGES, import_package, module_names
 
 # Third-party modules stay loaded between the imports; ours are forgotten each time.

@@ -19,7 +19,14 @@ def by_coverage(name: str, arguments: list[str]) -> None:
     """Hand over to atheris; does not return."""
     import atheris
 
-    with atheris.instrument_imports(include=["warpgate"]):
+    with atheris.instrument_imports(
+        include=[
+            "warpgate",
+            "warpgate_plugin_direct",
+            "warpgate_plugin_punch",
+            "warpgate_plugin_turn",
+        ]
+    ):
         from tools.fuzz.targets import TARGETS, trust_signatures
     trust_signatures()
     run = TARGETS[name].run

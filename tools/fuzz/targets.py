@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tools.fuzz.plugin_targets import PLUGIN_TARGETS
+
 from warpgate.errors import InvalidAddressError, RemoteProtocolError
 from warpgate.hello import initiator as hello_initiator
 from warpgate.hello import responder as hello_responder
@@ -239,4 +241,5 @@ TARGETS: Final[dict[str, Target]] = {
     "mqtt_publish": Target(
         _publish, lambda: [b"\x30\x07\x00\x01ahel", b"\x32\x06\x00\x01a\x00\x01h"]
     ),
+    **{name: Target(*pair) for name, pair in PLUGIN_TARGETS.items()},
 }
