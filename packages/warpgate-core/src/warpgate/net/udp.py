@@ -165,17 +165,21 @@ class UdpPipe(Pipe):
 
     def _begin_close(self) -> None:
         if not self._lost:
-            farewell = b"" if self._filter is None else self._filter.farewell()
-            if farewell:
-                self.write_raw(farewell)
+            self._say_farewell()
             self._stop()
             self._leave()
             self._gone()
 
     def _abort_transport(self) -> None:
         if not self._lost:
+            self._say_farewell()  # a stream's end would show, too
             self._leave()
             self._gone()
+
+    def _say_farewell(self) -> None:
+        farewell = b"" if self._filter is None else self._filter.farewell()
+        if farewell and self._remote != NO_ADDRESS:
+            self._link.send_to(farewell, self._remote)
 
     def _leave(self) -> None:
         self._link.forget(self._link_closed)

@@ -1,0 +1,82 @@
+"""The configured servers: in which order they are tried, and which of them are bad for a while; PURE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from warpgate.server_urls import TurnServer
+
+BAD_S: Final = 60.0  # a server that failed is tried last for so long
+STREAM_PENALTY_S: Final = 0.02  # a datagram that is lost on TCP holds up those behind it
+_TRANSPORTS: Final = {"udp": 0, "tcp": 1, "tls": 2}
+
+
+@dataclass(slots=True, eq=False)
+class ServerState:
+    """One configured server over one transport.
+
+    Attributes:
+        server: as configured.
+        place: its number in the configuration.
+        rtt_s: the latest round trip; None: not measured yet.
+        bad_until: by the caller's clock.
+        why_bad: what went wrong.
+
+    """
+
+    server: TurnServer
+    place: int
+    rtt_s: float | None = None
+    bad_until: float = 0.0
+    why_bad: str = ""
+
+    def failed(self, why: str, now: float) -> None:
+        """Note that it did not work."""
+        self.bad_until = now + BAD_S
+        self.why_bad = why
+
+    def worked(self, rtt_s: float) -> None:
+        """Note that it did."""
+        self.rtt_s = rtt_s
+        self.bad_until = 0.0
+        self.why_bad = ""
+
+
+class ServerList:
+    """The servers of one node."""
+
+    def __init__(self, servers: Sequence[TurnServer]) -> None:
+        self.states = [ServerState(server, place) for place, server in enumerate(servers)]
+
+    def __bool__(self) -> bool:
+        return bool(self.states)
+
+    def ordered(self, now: float, *, udp_blocked: bool = False) -> list[ServerState]:
+        """Return the servers in the order in which to try them.
+
+        Bad ones come last. Before them stand those whose round trip was measured, the nearest
+        first; then the rest, over UDP first (last where UDP is known to be blocked), as configured.
+
+        Args:
+            now: the time, in seconds.
+            udp_blocked: UDP is known not to get through.
+
+        """
+
+        def rank(state: ServerState) -> tuple[bool, bool, bool, float, int, int]:
+            transport = state.server.transport
+            udp = transport == "udp"
+            rtt = state.rtt_s
+            penalised = 0.0 if rtt is None else rtt + (0.0 if udp else STREAM_PENALTY_S)
+            return (
+                now < state.bad_until,
+                udp_blocked and udp,
+                rtt is None,
+                penalised,
+                _TRANSPORTS.get(transport, 3),
+                state.place,
+            )
+
+        return sorted(self.states, key=rank)

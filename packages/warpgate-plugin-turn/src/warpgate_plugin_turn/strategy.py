@@ -1,0 +1,399 @@
+"""``turn``: a pipe through a relay, when nothing else leads to the peer.
+
+One relay is enough: the side without one writes from a plain UDP socket to the other's relayed
+address, whatever its own NAT does, since a relay's permissions are for IP addresses and the first
+authenticated packet shows the port. Only where UDP is blocked on one side, or on both, do packets go
+over two relays. ``docs/turn.md`` has the whole picture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from warpgate import ConMsg, NATType, Pipe, Plugin, RelayError, register
+from warpgate.net.addresses import Address, canonical_ip
+from warpgate.net.datagram import DatagramSocket
+from warpgate.net.udp import UdpPipe
+from warpgate.protocol.ip import is_public
+from warpgate_plugin_turn.allocation import Allocation
+from warpgate_plugin_turn.knock import HELLO_REPEATS_S, Knocker, knock
+from warpgate_plugin_turn.messages import (
+    KNOCK_BYTES,
+    MAX_CAUSE,
+    MAX_MAPPED,
+    RelayFacts,
+    TurnAnswer,
+    TurnOffer,
+)
+from warpgate_plugin_turn.policy import PeerPolicy
+from warpgate_plugin_turn.sockets import mapped_ips, open_towards, tcp_mapped_ips
+from warpgate_plugin_turn.story import how_far, printable_cause
+from warpgate_plugin_turn.streams import Streams
+
+if TYPE_CHECKING:
+    from warpgate import Node
+    from warpgate_plugin_turn.factory import TurnFactory
+
+SOON_S: Final = 0.01
+"""A warm relay is there by then; otherwise the peer is told that one is coming."""
+OFFER_S: Final = 0.7
+"""The initiator waits so long for its own relay before it asks the peer for one."""
+OWN_RELAY_S: Final = 0.2
+"""Where the peer has a relay: a responder whose UDP has not proven to work by then gets its own."""
+STREAM_S: Final = 0.6
+"""The head start of datagrams over a stream: knocks that were early come again within that time."""
+TWO_RELAYS_S: Final = 0.25
+"""The head start of a plain socket over a second relay."""
+MAX_PIPES: Final = 6
+MAX_PEER_IPS: Final = 8
+MAX_SOCKETS: Final = 2  # the peer may name another relay once
+SPARE_S: Final = 0.1
+"""So long before its time is up an attempt says what it has waited for."""
+
+
+@register(phase="relay")
+class Turn(Plugin):
+    """Relays by TURN (RFC 8656); the pipe is one of datagrams."""
+
+    name: ClassVar[str] = "turn"
+    transport: ClassVar[Any] = "udp"
+    conf: ClassVar[dict[str, Any]] = {"timeout": 10, "set_bind": False}
+    proto_messages: ClassVar[tuple[tuple[Any, int, float], ...]] = (
+        (TurnOffer, 6, 30.0),
+        (TurnAnswer, 6, 30.0),
+    )
+
+    def __init__(self, factory: TurnFactory | None = None) -> None:
+        """Make an attempt; ``factory`` holds the node's relays, None: it has none."""
+        super().__init__()
+        self._factory = factory
+        self._secret = os.urandom(KNOCK_BYTES)
+        self._policy = PeerPolicy(self)
+        self._begun = False
+        self._turn: asyncio.Event | None = None
+        self._allocation: Allocation | None = None
+        self._cause: RelayError | None = None  # why this side has no relay
+        self._allocating: asyncio.Task[None] | None = None
+        self._mapped: set[str] = set()  # where this side's packets come from
+        self._peer: RelayFacts = RelayFacts()
+        self._peer_mapped: set[str] = set()
+        self._refused: dict[str, RelayError] = {}
+        self._sockets: list[DatagramSocket] = []
+        self._knockers: list[Knocker] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        pool = factory.pool if factory is not None and factory.streams else None
+        self._streams = Streams(self, pool, self._hand_over, self._spawn)
+        self._no_udp = False
+        self._pipes = 0
+        self._tried: set[tuple[str, Address]] = set()
+        self._udp_works = asyncio.Event()
+        self._known = asyncio.Event()  # whether this side has a relay
+        self._told: dict[str, Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def setup(cls, node: Node) -> TurnFactory | None:
+        """Return the node's pool of relays; None where ``enable_turn`` is off."""
+        from warpgate_plugin_turn.factory import TurnFactory
+
+        if not node.conf["enable_turn"]:
+            return None
+        return node.resources.register(TurnFactory(node))
+
+    # What the core calls.
+
+    async def run(self, reply: ConMsg | None = None) -> None:
+        """Get relays, tell the peer, and hand over whatever may become a pipe."""
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, self.timeout - SPARE_S), self._out_of_time)
+        if self.initiator:
+            if reply is None:
+                await self._call()
+            elif isinstance(reply, TurnAnswer) and isinstance(reply.payload, RelayFacts):
+                await self._hear(reply.payload)
+        elif isinstance(reply, TurnOffer) and isinstance(reply.payload, RelayFacts):
+            await self._hear(reply.payload)
+        elif not self._begun:
+            self.result.set_result(None)  # no offer of ours: somebody else's message started this
+
+    async def close(self) -> None:
+        """Let go of everything that carries no pipe."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for knocker in self._knockers:
+            knocker.stop()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for sock in self._sockets:
+            if sock.default is None:  # no pipe is on it
+                sock.close()
+        self._streams.close()
+        if self._allocation is not None:
+            self._allocation.stranger = None
+            self._allocation.retire()
+        if self._turn is not None:
+            self._turn.set()
+
+    # The initiator's first step.
+
+    async def _call(self) -> None:
+        self._begun = True
+        if self._factory is not None:
+            self._turn = await self._factory.my_turn((self.dest_info["node_id"], self.af))
+        self._allocate()
+        if not await self._relay_known(SOON_S):
+            await self._tell(coming=True)  # a peer whose UDP is blocked can get its own meanwhile
+            if not await self._relay_known(OFFER_S):
+                await self._tell()
+
+    async def _relay_known(self, timeout_s: float) -> bool:
+        """Wait until this side has its relay, or knows that it gets none; it tells that by itself."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._known.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _allocate(self) -> None:
+        """Get a relay of this side's own, once; the peer is told when there is one."""
+        if self._allocating is None:
+            self._allocating = self._spawn(self._own_relay())
+
+    async def _own_relay(self) -> None:
+        try:
+            if self._factory is None:
+                raise RelayError("this attempt was made without a factory")
+            pool = self._factory.pool
+            allocation = await pool.take(self.af, udp_blocked=self._udp_is_blocked())
+        except RelayError as error:
+            self._cause = error
+        else:
+            self._adopt(allocation)
+        self._known.set()
+        if self._allocation is not None and self._peer.relay is not None:
+            self._two_relays(self._peer.relay)
+        await self._tell()
+        self._check_hopeless()
+
+    def _adopt(self, allocation: Allocation) -> None:
+        self._allocation = allocation
+        self._policy.trusted |= {allocation.relayed[0], allocation.address[0]}
+        allocation.knock = knock(self._secret)
+        allocation.stranger = self._stranger
+        allocation.on_refused = self._permission_refused
+        if allocation.server.transport == "udp":
+            self._mapped.add(canonical_ip(allocation.mapped[0]))
+            self._udp_works.set()
+        self._permit()
+
+    # What the peer says.
+
+    async def _hear(self, facts: RelayFacts) -> None:
+        """Take the peer's facts, the first ones or newer ones."""
+        self._begun = True
+        self._peer = facts
+        for ip in facts.mapped[:MAX_MAPPED]:
+            if self._policy.may_permit(ip) and len(self._peer_mapped) < MAX_PEER_IPS:
+                self._peer_mapped.add(canonical_ip(ip))
+        self._permit()
+        relay, stream = self._allowed(facts.relay), self._allowed(facts.stream)
+        if stream is not None:
+            self._spawn(self._streams.dial(stream))
+        if facts.no_udp and relay is None and self._allocation is not None:
+            self._spawn(self._offer_stream())
+        if relay is None:
+            if self._udp_is_blocked() or not (facts.coming or self.initiator) or facts.wants_relay:
+                self._allocate()
+            self._check_hopeless()
+            return
+        if self._udp_is_blocked():
+            self._allocate()
+        if self._allocation is not None:
+            wait = TWO_RELAYS_S if self._allocation.server.transport == "udp" else 0.0
+            self._spawn(self._two_relays_after(wait, relay))
+        await self._one_relay(relay)
+
+    def _allowed(self, relay: Address | None) -> Address | None:
+        """Return a relay of the peer's that this side may write to."""
+        refusal = None if relay is None else self._policy.refusal(relay[0])
+        if relay is not None and refusal is not None:
+            self._cause = self._cause or RelayError(f"the peer's relay {relay[0]}: {refusal}")
+        return relay if refusal is None else None
+
+    async def _offer_stream(self) -> None:
+        await asyncio.sleep(STREAM_S)
+        await self._streams.offer(self._policy.signed_ips(public=True) | self._peer_mapped)
+        await self._tell()
+
+    async def _one_relay(self, relay: Address) -> None:
+        """Write to the peer's relay from a plain socket, and find out from where that comes."""
+        if ("socket", relay) in self._tried or len(self._sockets) >= MAX_SOCKETS:
+            return
+        self._tried.add(("socket", relay))
+        sock = await open_towards(relay)
+        self._sockets.append(sock)
+        facts = self._peer
+        pipe = UdpPipe(sock, relay)
+        pipe.path = "relay"
+        self._hand_over(pipe)
+
+        def send(data: bytes) -> None:
+            if self.budget.take(relay[0], 1, len(data)):
+                sock.send_to(data, relay)
+
+        self._knockers.append(Knocker(pipe, facts.knock, send))
+        local = canonical_ip(sock.local[0])
+        self._mapped.add(local)  # what the relay sees where no NAT is in the way
+        if is_public(local) or not is_public(relay[0]):
+            await self._tell()
+        asking = self._spawn(self._learn(sock, facts))
+        await asyncio.wait([asking], timeout=OWN_RELAY_S)
+        if not self._udp_works.is_set() and not pipe.closed and pipe.peer_id is None:
+            self._allocate()
+
+    async def _learn(self, sock: DatagramSocket, facts: RelayFacts) -> None:
+        """Learn which IP address the peer's relay will see, and tell the peer."""
+        stun = facts.stun
+        if stun is not None and self._policy.refusal(stun[0]) is not None:
+            stun = None
+        own = self._factory.stun_servers if self._factory is not None else ()
+        found = await mapped_ips(sock, stun, own, self.budget)
+        if found:
+            self._udp_works.set()
+        else:
+            found = await tcp_mapped_ips(self.af, stun, self.budget)
+            self._no_udp = True
+        if self._factory is not None:
+            self._factory.udp_was(heard=not self._no_udp)
+        self._mapped |= found
+        await self._tell()
+        self._check_hopeless()
+
+    def _udp_is_blocked(self) -> bool:
+        known = self.src_info["nat"]["type"] == NATType.BLOCKED
+        return known or (self._factory is not None and self._factory.udp_silent)
+
+    async def _two_relays_after(self, delay_s: float, relay: Address) -> None:
+        await asyncio.sleep(delay_s)
+        self._two_relays(relay)
+
+    def _two_relays(self, relay: Address) -> None:
+        """Write to the peer's relay over this side's own."""
+        allocation = self._allocation
+        if (
+            allocation is None
+            or ("relay", relay) in self._tried
+            or not self._policy.may_relay(relay[0])
+        ):
+            return
+        self._tried.add(("relay", relay))
+        if not allocation.has(relay):
+            self._open(allocation, relay)
+
+    # Ways in over this side's own relay.
+
+    def _stranger(self, data: bytes, peer: Address) -> None:
+        """Open the way to whoever knows this attempt's secret."""
+        allocation = self._allocation
+        if allocation is None or data != allocation.knock:
+            self._count("turn_stranger")
+        else:
+            self._open(allocation, peer)
+
+    def _open(self, allocation: Allocation, peer: Address) -> None:
+        try:
+            pipe = allocation.pipe(peer)
+        except RelayError:
+            self._count("turn_pipes_limit")
+            return
+        self._hand_over(pipe)
+
+    def _hand_over(self, pipe: Pipe) -> None:
+        if self._pipes >= MAX_PIPES or self.result.done():
+            self._count("turn_pipes_limit")
+            pipe.abort()
+            return
+        self._pipes += 1
+        if isinstance(pipe, UdpPipe):
+            pipe.hello_repeats_s = HELLO_REPEATS_S
+        self.result.set_result(pipe)
+
+    def _permit(self) -> None:
+        """Let the peer's packets through, wherever they may come from."""
+        allocation = self._allocation
+        if allocation is None:
+            return
+        relay = self._peer.relay
+        for ip in self._policy.signed_ips(public=True) | self._peer_mapped:
+            if self._policy.family(ip) and ip not in self._refused:
+                allocation.permit(ip)
+        if relay is not None and self._policy.may_relay(relay[0]):
+            allocation.permit(canonical_ip(relay[0]))
+
+    def _permission_refused(self, ip: str, error: RelayError) -> None:
+        self._refused[ip] = error
+        self._check_hopeless()
+
+    # Talking to the peer, and giving up.
+
+    async def _tell(self, coming: bool = False) -> None:
+        """Send this side's facts."""
+        facts: dict[str, Any] = {"mapped": sorted(self._mapped)[:MAX_MAPPED], "knock": self._secret}
+        allocation = self._allocation
+        if allocation is not None and not allocation.ended:
+            facts.update(relay_ip=allocation.relayed[0], relay_port=allocation.relayed[1])
+            if self._factory is not None:
+                stun = self._factory.stun_beside(allocation)
+                facts.update(stun_ip=stun[0], stun_port=stun[1])
+        elif self._cause is not None:
+            facts["cause"] = str(self._cause)[:MAX_CAUSE]
+        if self._streams.relayed is not None:
+            facts["stream_ip"], facts["stream_port"] = self._streams.relayed
+        facts["no_udp"] = self._no_udp
+        facts["coming"] = coming
+        facts["wants_relay"] = not (coming or self._udp_works.is_set() or allocation is not None)
+        if facts == self._told:
+            return
+        self._told = facts
+        kind = TurnOffer if self.initiator else TurnAnswer
+        await self.send_signal_msg(kind(payload=facts))
+
+    def _check_hopeless(self) -> None:
+        """Fail with the cause as soon as nothing can come any more."""
+        if self.result.done() or not self.initiator:
+            return
+        own, theirs = self._cause, printable_cause(self._peer.cause)
+        if self._allocation is None and own is not None and self._peer.relay is None and theirs:
+            self.result.set_exception(RelayError(f"no relay here: {own}; none there: {theirs}"))
+            return
+        waiting = self._peer_mapped - set(self._refused)
+        if self._peer_mapped and not waiting and self._peer.relay is None:
+            self.result.set_exception(next(iter(self._refused.values())))
+
+    def _out_of_time(self) -> None:
+        if not self.result.done():
+            refused = [*self._refused.values(), *filter(None, [self._streams.why_not])]
+            story = how_far(self._allocation, self._cause, self._peer, refused)
+            self.result.set_exception(RelayError(f"no pipe in time: {story}"))
+
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
+        async def guarded() -> None:
+            try:
+                await coroutine
+            except Exception as error:  # noqa: BLE001  # whatever it is, it ends the attempt only
+                if not self.result.done():
+                    self.result.set_exception(error)
+
+        task = asyncio.get_running_loop().create_task(guarded(), name="warpgate turn")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _count(self, name: str) -> None:
+        self.node.stats.count(name)

@@ -1,0 +1,169 @@
+"""TCP connections through a real TURN server (RFC 6062)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from warpgate.errors import AllocationExpired, PipeClosed, RelayError
+from warpgate.events import Counters
+from warpgate.net.budget import PacketBudget
+from warpgate.net.constants import IP4
+from warpgate.net.nic import loopback_interface
+from warpgate.server_urls import parse_turn
+from warpgate.testing import LeakCheck
+from warpgate.testing.coturn import Coturn
+from warpgate_plugin_turn.errors import NotSupported
+from warpgate_plugin_turn.pool import NoServers, Pool, tls_context
+from warpgate_plugin_turn.servers import ServerList
+from warpgate_plugin_turn.streams import MAX_CONNECTIONS, Streams
+from warpgate_plugin_turn.tcp_relay import accept
+
+pytestmark = pytest.mark.coturn
+
+GUARD_S = 10.0
+Start = Callable[..., Coturn]
+
+
+@pytest_asyncio.fixture
+async def make(certificates: Any) -> AsyncIterator[Any]:
+    """Return a function that makes a side's :class:`Streams`, and what it hands over."""
+    tasks: list[asyncio.Task[None]] = []
+    pools: list[Pool] = []
+    async with LeakCheck():
+
+        def build(url: str | None) -> tuple[Streams, asyncio.Queue[Any]]:
+            pipes: asyncio.Queue[Any] = asyncio.Queue()
+            pool = None
+            if url is not None:
+                context = tls_context(str(certificates[0]))
+                options = {"probe_s": 0.3, "give_up_s": 1.0}
+                servers = ServerList([parse_turn(url)])
+                pool = Pool(servers, Counters(), tls=context, options=options)
+                pools.append(pool)
+            node = SimpleNamespace(stats=Counters())
+            plugin: Any = SimpleNamespace(
+                af=IP4, nic=loopback_interface(), budget=PacketBudget(), node=node
+            )
+
+            def spawn(coroutine: Any) -> None:
+                tasks.append(asyncio.get_running_loop().create_task(coroutine))
+
+            return Streams(plugin, pool, pipes.put_nowait, spawn), pipes
+
+        yield build
+        for pool in pools:
+            await pool.close()
+        await asyncio.gather(*tasks)
+
+
+async def joined(make: Any, url: str) -> tuple[Any, Any, Streams]:
+    """Return the pipe of the side without a relay, and that of the side with one."""
+    ours, incoming = make(url)
+    theirs, dialled = make(None)
+    async with asyncio.timeout(GUARD_S):
+        await ours.offer({"127.0.0.1"})
+        assert ours.relayed is not None, ours.why_not
+        await theirs.dial(ours.relayed)
+        pipe = await dialled.get()
+        await pipe.send(b"at once ")  # before the other connection is joined with this one
+        return pipe, await incoming.get(), ours
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+async def test_bytes_go_both_ways(coturn: Start, make: Any, transport: str) -> None:
+    pipe, inbound, ours = await joined(make, coturn().url(transport))
+    assert (pipe.transport, inbound.transport) == ("tcp", "tcp")
+    assert (pipe.path, inbound.path) == ("relay", "relay")
+    assert (inbound.local, inbound.remote) == (pipe.remote, pipe.local)
+    assert await inbound.recv_n(8, timeout=GUARD_S) == b"at once "
+    data = bytes(range(256)) * 4096  # 1 MiB
+    async with asyncio.timeout(GUARD_S):
+        sending = asyncio.ensure_future(pipe.send(data))
+        assert await inbound.recv_n(len(data)) == data
+        await sending
+        sending = asyncio.ensure_future(inbound.send(data))
+        assert await pipe.recv_n(len(data)) == data
+        await sending
+        ours.close()  # the pipe keeps what it needs
+        await inbound.send(b"still there")
+        assert await pipe.recv_n(11) == b"still there"
+        await pipe.close()
+        await inbound.wait_closed()
+
+
+async def test_with_the_server_the_pipe_ends_and_says_why(coturn: Start, make: Any) -> None:
+    server = coturn()
+    _pipe, inbound, _ = await joined(make, server.url("tcp"))
+    server.pause()
+    async with asyncio.timeout(GUARD_S):
+        await inbound.wait_closed()
+    with pytest.raises(PipeClosed) as caught:
+        await inbound.send(b"lost")
+    assert isinstance(caught.value.__cause__, AllocationExpired)
+    server.kill()
+
+
+async def test_a_stranger_is_not_let_in(coturn: Start, make: Any) -> None:
+    ours, incoming = make(coturn().url("tcp"))
+    await ours.offer({"203.0.113.10"})
+    assert ours.relayed is not None
+    async with asyncio.timeout(GUARD_S):
+        try:  # the server closes it, sooner or later
+            reader, writer = await asyncio.open_connection(*ours.relayed)
+            try:
+                assert await reader.read(1) == b""
+            finally:
+                writer.close()
+        except ConnectionResetError:
+            pass
+    assert incoming.empty()
+
+
+async def test_nobody_makes_many_connections(coturn: Start, make: Any) -> None:
+    ours, incoming = make(coturn().url("tcp"))
+    await ours.offer({"127.0.0.1"})
+    assert ours.relayed is not None
+    writers = []
+    for _ in range(MAX_CONNECTIONS + 2):
+        _, writer = await asyncio.open_connection(*ours.relayed)
+        writers.append(writer)
+    async with asyncio.timeout(GUARD_S):
+        pipes = [await incoming.get() for _ in range(MAX_CONNECTIONS)]
+    assert incoming.empty()
+    for each in [*writers]:
+        each.close()
+    for pipe in pipes:
+        await pipe.close()
+
+
+async def test_a_connection_that_the_server_does_not_know(coturn: Start) -> None:
+    pool = Pool(ServerList([parse_turn(coturn().url("tcp"))]), Counters())
+    async with LeakCheck():
+        allocation = await pool.allocate(streams=True)
+        with pytest.raises(RelayError):
+            await accept(allocation, 12345, ("127.0.0.1", 9), None)
+        await pool.close()
+
+
+async def test_where_the_server_offers_none(coturn: Start, make: Any) -> None:
+    server = coturn("no-tcp-relay")
+    ours, _ = make(server.url("tcp"))
+    await ours.offer({"127.0.0.1"})
+    assert ours.relayed is None
+    assert isinstance(ours.why_not, NotSupported)
+    udp, _ = make(server.url("udp"))
+    await udp.offer({"127.0.0.1"})
+    assert isinstance(udp.why_not, NoServers)
+
+
+async def test_nobody_listens_at_the_relay(make: Any) -> None:
+    theirs, dialled = make(None)
+    await theirs.dial(("127.0.0.1", 9))
+    assert dialled.empty()
+    assert isinstance(theirs.why_not, OSError)
