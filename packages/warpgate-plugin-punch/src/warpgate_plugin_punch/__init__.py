@@ -1,6 +1,6 @@
 """Hole punching for warpgate.
 
-The strategies ``tcp_punch``, ``udp_punch`` and ``random_probe`` will live here; this version registers none.
+The strategies ``tcp_punch``, ``udp_punch`` and ``random_probe``; each has a package of its own here.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""``random_probe``: ports that can't be foretold are found by many sockets and many guesses."""

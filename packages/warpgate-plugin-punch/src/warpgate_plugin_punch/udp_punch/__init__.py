@@ -1,0 +1,1 @@
+"""``udp_punch``: both sides write to each other until a hello comes through their NATs."""
