@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from contextlib import AsyncExitStack
+import socket
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 import pytest_asyncio
 
 from warpgate.identity import Identity
-from warpgate.net.constants import IP4, IP6
+from warpgate.net.constants import IP4, IP6, TCP, UDP
 from warpgate.net.nic import Interface, InterfaceAddress
 from warpgate.node.node import Node
 from warpgate.node.node_defs import NODE_TEST_CONF
@@ -140,3 +141,105 @@ def virtual():
     """
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         yield runner.run
+
+
+class Middle:
+    """A man in the middle on loopback: ``change(data, to_bob)`` returns what is passed on.
+
+    Streams: bytes as they come, None cuts the connection off. Datagrams: a list of datagrams.
+    """
+
+    def __init__(self, transport, target):
+        self.transport, self.target = transport, target
+        self.change = (lambda data, to_bob: data) if transport == TCP else self.unchanged
+        self.seen = []
+        self.tasks, self.writers = set(), []
+
+    @staticmethod
+    def unchanged(data, to_bob):
+        return [data]
+
+    async def open(self):
+        if self.transport == TCP:
+            self.server = await asyncio.start_server(self.accept, "127.0.0.1", 0)
+            self.address = self.server.sockets[0].getsockname()
+            return self
+        loop = asyncio.get_running_loop()
+        self.alice = None
+        self.socks = []
+        for _ in range(2):
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.bind(("127.0.0.1", 0))
+            sock.setblocking(False)
+            self.socks.append(sock)
+        self.near, self.far = self.socks
+        self.address = self.near.getsockname()
+        loop.add_reader(self.near, self.readable, self.near, True)
+        loop.add_reader(self.far, self.readable, self.far, False)
+        return self
+
+    def readable(self, sock, to_bob):
+        with suppress(BlockingIOError):
+            while True:
+                data, addr = sock.recvfrom(65535)
+                if to_bob:
+                    self.alice = addr
+                self.seen.append(data)
+                for passed in self.change(data, to_bob):
+                    self.inject(passed, to_bob)
+
+    def inject(self, data, to_bob):
+        if to_bob:
+            self.far.sendto(data, self.target)
+        else:
+            self.near.sendto(data, self.alice)
+
+    async def accept(self, reader, writer):
+        far_reader, far_writer = await asyncio.open_connection(*self.target)
+        self.writers += [writer, far_writer]
+        pumps = [self.pump(reader, far_writer, True), self.pump(far_reader, writer, False)]
+        for pump in pumps:
+            task = asyncio.create_task(pump)
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def pump(self, reader, writer, to_bob):
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                self.seen.append(data)
+                passed = self.change(data, to_bob)
+                if passed is None:
+                    self.cut()
+                    return
+                writer.write(passed)
+                await writer.drain()
+            writer.write_eof()
+
+    def cut(self):
+        for writer in self.writers:
+            writer.close()
+
+    async def close(self):
+        if self.transport == UDP:
+            for sock in self.socks:
+                asyncio.get_running_loop().remove_reader(sock)
+                sock.close()
+            return
+        self.server.close()
+        self.cut()
+        for task in list(self.tasks):
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@pytest_asyncio.fixture
+async def middle():
+    """Return an async function that puts a man in the middle: ``await middle(TCP, target)``."""
+    async with AsyncExitStack() as stack:
+
+        async def make(transport, target):
+            made = await Middle(transport, target).open()
+            stack.push_async_callback(made.close)
+            return made
+
+        yield make

@@ -123,7 +123,7 @@ async def test_a_pipe_resolves_only_after_the_hello(pair):
     assert seen == [(False, None)]
     assert pipe.peer_id == bob.node_id
     assert pipe.plugin_name == "scripted"
-    assert (pipe.path, pipe.sealed, pipe.inbound) == ("direct", False, False)
+    assert (pipe.path, pipe.sealed, pipe.inbound) == ("direct", True, False)
     assert attempt.outcome.status == "won"
     inbound = await bob.accept()
     assert inbound.peer_id == alice.node_id

@@ -118,7 +118,7 @@ async def test_it_returns_a_proven_pipe_and_the_plugin(start):
     pipe, plugin = await auto_connect(alice, bob.address())
     assert isinstance(plugin, Dial)
     assert (pipe.peer_id, pipe.plugin_name, pipe.path) == (bob.node_id, "dial", "direct")
-    assert (pipe.sealed, pipe.inbound) == (False, False)
+    assert (pipe.sealed, pipe.inbound) == (True, False)
     assert pipe.report is alice.last_report
     assert alice.last_report.winner.strategy == "dial"
     assert alice.last_report.error is None

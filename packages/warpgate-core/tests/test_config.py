@@ -35,7 +35,7 @@ KEYS = {
     "block_plugins": ([], []),
     "plugin_dirs": ([], []),
     "plugin_conf": ({}, {}),
-    "seal": ("off", "off"),
+    "seal": ("require", "require"),
     "accept_plain": (True, True),
     "allow": (None, None),
     "relay": ("last", "last"),
@@ -171,10 +171,7 @@ WRONG = [
     *[("block_plugins", value, "a list of names") for value in ("turn", [5], None)],
     *[("plugin_dirs", value, "a list of folders") for value in ("/x", [5], None)],
     *[("plugin_conf", value, "a dict") for value in ([], None, {5: 1})],
-    *[
-        ("seal", value, "not available in this version")
-        for value in ("require", "prefer", "on", True, None)
-    ],
+    *[("seal", value, '"require", "prefer" or "off"') for value in ("on", True, None)],
     *[("allow", value, "node ids or names") for value in (NODE_ID, [5], 5)],
     *[("relay", value, '"last", "prefer" or "never"') for value in ("first", None, 1)],
     *[

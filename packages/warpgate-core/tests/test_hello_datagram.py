@@ -615,6 +615,14 @@ def test_garbage_never_raises_and_proves_nothing(
     assert machine.next_event() is None
 
 
+def test_m0_shows_a_punch_that_the_way_is_open_a_few_times() -> None:
+    machine = initiator(repeats_s=(0.015,))
+    [m1] = machine.outgoing(0.0)
+    m0 = message(M0, pack_m0(PLUGIN_ID))
+    answers = [feed(machine, m0, 0.001) for _ in range(10)]
+    assert answers == [[m1]] * 4 + [[]] * 6
+
+
 def test_a_punch_repeats_m1_by_its_own_schedule_and_then_as_usual() -> None:
     machine = initiator(repeats_s=(0.015, 0.015, 0.1))
     now = 0.0

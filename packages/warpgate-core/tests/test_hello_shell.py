@@ -9,8 +9,10 @@ import socket
 import pytest
 from pydantic import BaseModel
 
+from warpgate.errors import LocalProtocolError
 from warpgate.hello.machine import Initiator, NonceCache, Responder
 from warpgate.hello.messages import M1, M2, M3, PREFIX
+from warpgate.hello.seal import offered
 from warpgate.hello.shell import MAX_PROVEN_DATAGRAM, Handshake
 from warpgate.identity import Identity
 from warpgate.net.constants import IP4, NIC_BIND, UDP
@@ -80,12 +82,15 @@ class Owner:
 class Ends:
     """Both ends of a hello over a pair of pipes."""
 
+    capabilities = ()
+
     def __init__(self, pipes, nominate=True):
         self.alice, self.bob = Identity.generate(), Identity.generate()
         self.plugin_id = new_plugin_id()
         self.near, self.far = pipes
         datagram = isinstance(self.near, UdpPipe)
         common = {"entropy": os.urandom, "datagram": datagram, "plugin_id": self.plugin_id}
+        common["capabilities"] = self.capabilities
         initiator = Initiator(
             identity=self.alice, peer=self.bob.public_key, nonces=NonceCache(), **common
         )
@@ -107,6 +112,14 @@ class Ends:
     async def finish(self):
         self.start()
         return await self.near_owner.over, await self.far_owner.over
+
+
+@pytest.fixture(params=["plain", "sealed"], autouse=True)
+def sealed(request, monkeypatch):
+    """Run every test with both kinds of pipes."""
+    sealed = request.param == "sealed"
+    monkeypatch.setattr(Ends, "capabilities", offered("require" if sealed else "off", aes=True))
+    return sealed
 
 
 @pytest.fixture
@@ -158,6 +171,9 @@ async def test_both_sides_know_the_other_when_it_is_over(pipes):
     assert ends.initiator.peer == ends.bob.public_key
     assert ends.responder.plugin_id == ends.plugin_id
     assert ends.near_owner.log == ["proven", "nominated"]
+    for handshake in (ends.initiator, ends.responder):
+        with pytest.raises(LocalProtocolError):  # nothing keeps them once the pipe has them
+            _ = handshake.machine.keys
     await ends.near.send(b"there")
     assert await ends.far.recv() == b"there"
     await ends.far.send(b"and back")
@@ -198,6 +214,14 @@ async def test_a_pipe_that_ends_fails_the_hello(tcp):
     assert "ended during the hello" in str(ends.initiator.cause)
 
 
+async def test_both_ends_know_why_they_can_not_have_a_pipe(tcp, sealed):
+    ends = Ends(tcp)
+    ends.responder.machine._capabilities = offered("off" if sealed else "require", aes=True)
+    assert await ends.finish() == ("failed", "failed")
+    for handshake in (ends.initiator, ends.responder):
+        assert 'conf["seal"]' in str(handshake.cause)
+
+
 async def test_a_pipe_that_has_ended_fails_it_at_once(tcp):
     tcp[0].abort()
     await tcp[0].wait_closed()
@@ -218,12 +242,13 @@ async def test_what_was_received_before_the_hand_over_is_the_hellos(pipes, subsc
     assert await ends.far_owner.over == "nominated"
 
 
-async def test_data_that_comes_with_m3_is_the_users(tcp):
+async def test_data_that_comes_with_m3_is_the_users(tcp, sealed):
     ends = Ends(tcp, nominate=False)
     ends.start()
     await until(lambda: ends.initiator.state == "proven")
     ends.initiator.nominate()
-    ends.near.write_raw(b"at once")  # in the same segment
+    data = ends.near._filter.encode(b"at once") if sealed else b"at once"
+    ends.near.write_raw(data)  # in the same segment
     assert await ends.far.recv() == b"at once"
 
 
@@ -333,11 +358,11 @@ async def test_callbacks_hear_what_came_before_the_close(udp):
 
 
 @pytest.mark.parametrize("data", [b"\x01\x00" + b"A" * 15, b"\x01", b"\x01\x07x", b"\x02x", b""])
-async def test_control_that_makes_no_sense_is_counted(udp, links, data):
+async def test_control_that_makes_no_sense_is_counted(udp, links, sealed, data):
     ends = Ends(udp)
     await ends.finish()
     links[1].default(data, links[0].local)
-    assert ends.far.counters["unknown_control"] == 1
+    assert dict(ends.far.counters) == {"datagrams_refused" if sealed else "unknown_control": 1}
     assert not ends.far.closed
 
 

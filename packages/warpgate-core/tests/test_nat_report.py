@@ -103,10 +103,13 @@ async def test_nothing_in_the_way(server: Rfc5780) -> None:
 async def test_a_nat_that_counts(server: Rfc5780) -> None:
     server.step = 2
     # One address, so that requests are read in the order in which they were sent.
-    found = (await probe_path(HERE, server.addresses[:1])).report
+    result = await probe_path(HERE, server.addresses[:1])
+    found = result.report
     assert found.mapping is Mapping.ADDRESS_AND_PORT_DEPENDENT
     assert found.allocation is not None
     assert (found.allocation.kind, found.allocation.step) == (Allocation.SEQUENTIAL, 2)
+    assert set(found.taken) == {t.mapped[1] for t in result.transactions if t.mapped}
+    assert len(found.taken) >= 8
 
 
 async def test_missing_answers_mean_filtering(server: Rfc5780) -> None:

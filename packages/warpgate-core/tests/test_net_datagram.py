@@ -191,15 +191,15 @@ async def test_a_meter_decides_what_leaves() -> None:
     a, b = await opened(), await opened()
     came: list[bytes] = []
     b.default = lambda data, addr: came.append(data)
-    asked: list[tuple[str, int]] = []
+    asked: list[tuple[tuple[str, int], int]] = []
 
-    def meter(addr: tuple[str, int]) -> bool:
-        asked.append(addr)
+    def meter(addr: tuple[str, int], size: int) -> bool:
+        asked.append((addr, size))
         return len(asked) != 2
 
     a.meter = meter
     assert all(a.send_to(data, b.local) for data in (b"1", b"2", b"3"))
     await until(lambda: came == [b"1", b"3"])
-    assert (a.metered, asked) == (1, [b.local] * 3)
+    assert (a.metered, asked) == (1, [(b.local, 1)] * 3)
     a.close()
     b.close()

@@ -28,9 +28,9 @@ REPORT = PathReport(
     "eth0", IP4, "192.168.1.2", udp=True, tcp=False, external=("198.51.100.1",),
     mapping=Mapping.ENDPOINT_INDEPENDENT, filtering=Filtering.ADDRESS_DEPENDENT,
     allocation=PortAllocation(Allocation.SEQUENTIAL, step=2, samples=8),
-    tcp_mapping=Mapping.ADDRESS_AND_PORT_DEPENDENT, hairpin=False, rtt_s=0.05,
+    tcp_mapping=Mapping.ADDRESS_AND_PORT_DEPENDENT, hairpin=False, rtt_s=0.05, taken=(4000, 4001),
 )  # fmt: skip
-KEPT = replace(REPORT, local_ip="", external=(), rtt_s=None)
+KEPT = replace(REPORT, local_ip="", external=(), rtt_s=None, taken=())
 
 
 def test_facts_are_read_back_without_addresses(tmp_path) -> None:

@@ -133,6 +133,7 @@ class Hello(ABC):
 
     Attributes:
         dropped: how many datagrams were dropped.
+        last_drop: why the last of those that were refused was.
         mismatch: why this side and who claims to be the peer can't have a pipe, as far as is known.
 
     Raises:
@@ -175,7 +176,7 @@ class Hello(ABC):
         self._deframer = Deframer()
         self._kept: list[bytes] = []
         self._kept_bytes = 0
-        self._last_drop: RemoteProtocolError | None = None
+        self.last_drop: RemoteProtocolError | None = None
         self._deadline: float | None = None
         self._repeat_at: float | None = None
         self._repeat_interval = FIRST_REPEAT_S
@@ -202,6 +203,10 @@ class Hello(ABC):
         if self._keys is None or self._state not in (State.PROVEN, State.NOMINATED):
             raise LocalProtocolError("there are no keys before the peer is proven")
         return self._keys
+
+    def forget_keys(self) -> None:
+        """Let go of the keys: who finds them later could read the pipe's beginning."""
+        self._keys = None
 
     def start(self, now: float) -> None:
         """Begin: queue the first message if this side speaks first, and set the deadline.
@@ -321,7 +326,7 @@ class Hello(ABC):
             self._on_message(kind, body, now)
         except RemoteProtocolError as cause:
             self.dropped += 1
-            self._last_drop = cause
+            self.last_drop = cause
 
     def _keep(self, data: bytes) -> None:
         """Keep a datagram for the user where one can be due: M3 may be late or lost."""
@@ -386,6 +391,6 @@ class Hello(ABC):
 
     def _timeout_text(self) -> str:
         text = f"timed out waiting for {self._state.value}"
-        if self._last_drop is not None:
-            text += f" ({self.dropped} datagrams dropped, the last refused one: {self._last_drop})"
+        if self.last_drop is not None:
+            text += f" ({self.dropped} datagrams dropped, the last refused one: {self.last_drop})"
         return text

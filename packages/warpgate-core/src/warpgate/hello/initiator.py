@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 ANSWER_REPEATS_S = 30.0
+MAX_HURRIES = 4
+"""M1 that a punch sends at once because M0 shows that the way is open; each is larger than M0."""
 
 
 class Initiator(Hello):
@@ -104,6 +106,7 @@ class Initiator(Hello):
         self._heard_m0 = False
         self._answers_until: float | None = None
         self._schedule.extend(repeats_s)
+        self._hurries = MAX_HURRIES if repeats_s else 0
 
     def nominate(self, now: float) -> None:
         """Choose this pipe: queue M3. Once more, or after it failed, does nothing.
@@ -158,6 +161,9 @@ class Initiator(Hello):
             raise RemoteProtocolError("M0 is for another attempt")
         # A stream has one M0 at most; a datagram may come twice.
         self._heard_m0 = not self._datagram
+        if self._hurries:
+            self._hurries -= 1
+            self._send(M1, self._m1)
 
     def _on_m2(self, body: bytes) -> None:
         fields, unsigned, signature = unpack_m2(body)

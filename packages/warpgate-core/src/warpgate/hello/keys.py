@@ -25,6 +25,7 @@ _HELLO_CONTEXT = b"warpgate hello v1"
 _SEAL_CONTEXT = b"warpgate seal v1"
 _INITIATOR_TO_RESPONDER = b"I>R"
 _RESPONDER_TO_INITIATOR = b"R>I"
+_UPDATE_CONTEXT = b"warpgate seal v1 update"
 _KEY_SIZE = 32
 
 
@@ -87,3 +88,8 @@ def derive_seal_keys(secret: bytes, m1: bytes, m2: bytes) -> SealKeys:
         return hkdf.derive(secret)
 
     return SealKeys(key(_INITIATOR_TO_RESPONDER), key(_RESPONDER_TO_INITIATOR))
+
+
+def updated_seal_key(key: bytes) -> bytes:
+    """Return the key of 32 bytes that follows ``key`` in its direction (HKDF-SHA256, RFC 5869)."""
+    return HKDF(SHA256(), length=_KEY_SIZE, salt=None, info=_UPDATE_CONTEXT).derive(key)

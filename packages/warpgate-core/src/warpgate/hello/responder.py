@@ -144,6 +144,7 @@ class Responder(Hello):
                 raise RemoteProtocolError("more than one M1 claims this pipe")
             claim = self._claim(m1, unpack_m1(body))
             self._claims.append(claim)
+            self.mismatch = self._match(claim.fields.capabilities)
         self._send_m2(claim)
         if self._state is State.WAIT_M1:
             self._state = State.WAIT_M3
@@ -204,6 +205,10 @@ class Responder(Hello):
                 proven = Proven(
                     fields.sender, fields.plugin_id, fields.capabilities, fields.version
                 )
+                mismatch = self._match(fields.capabilities)
+                if mismatch is not None:
+                    self._fail(mismatch)
+                    return
                 self._prove(claim.keys, proven)
                 self._claims.clear()
                 self._finish()

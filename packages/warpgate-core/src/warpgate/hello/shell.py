@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from warpgate.errors import RemoteProtocolError
-from warpgate.hello.datagrams import DatagramFraming
+from warpgate.hello.datagrams import DatagramFraming, SealedFraming
 from warpgate.hello.machine import Failed, Initiator, Nominated, Proven, Responder
 from warpgate.hello.messages import looks_like_magic
+from warpgate.hello.records import DatagramSeal, StreamSeal
 from warpgate.identity import node_id_text
 from warpgate.net.driver import Driver
 from warpgate.net.pipe import NO_ADDRESS
@@ -119,19 +120,38 @@ class Handshake:
         self.state = "nominated"
         pipe = self.pipe
         pipe.peer_id = node_id_text(self.peer)
+        secrets = self._secrets()
+        pipe.sealed = secrets is not None
         leftover = self.machine.leftover()
         if isinstance(pipe, UdpPipe):
             # The machine goes on: an initiator answers a repeated M2 until its own time is over.
             pipe.only_remote = True
             pipe.max_message = MAX_PROVEN_DATAGRAM
-            framing = DatagramFraming(self.plugin_id, pipe, self._driver.feed)
+            late = self._driver.feed
+            if secrets:
+                seal = DatagramSeal(*secrets)
+                framing: DatagramFraming = SealedFraming(self.plugin_id, pipe, late, seal)
+            else:
+                framing = DatagramFraming(self.plugin_id, pipe, late)
             pipe.set_filter(framing)
-            leftover = [m for data in leftover for m in framing.decode(data, pipe.remote)]
+            framing.start()
         else:
             self._driver.close()
+            if secrets:
+                pipe.set_filter(StreamSeal(*secrets))
         pipe.hand_back(leftover)
         pipe.open_gate()
         self.owner.handshake_nominated(self)
+
+    def _secrets(self) -> tuple[str, bytes, bytes] | None:
+        """Return cipher, outgoing and incoming key, None for a pipe that is not sealed."""
+        cipher, keys = self.machine.cipher, self.machine.keys
+        self.machine.forget_keys()
+        if cipher is None:
+            return None
+        if self.initiator:
+            return cipher, keys.initiator_to_responder, keys.responder_to_initiator
+        return cipher, keys.responder_to_initiator, keys.initiator_to_responder
 
     def _fail(self, cause: BaseException) -> None:
         if self.state in ("failed", "nominated"):
@@ -146,4 +166,5 @@ class Handshake:
         if self.state == "nominated":
             self._driver.close()
         elif self.state != "failed":
-            self._fail(RemoteProtocolError("the connection ended during the hello"))
+            ended = RemoteProtocolError("the connection ended during the hello")
+            self._fail(self.machine.mismatch or ended)

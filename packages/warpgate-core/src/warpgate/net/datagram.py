@@ -31,7 +31,8 @@ class DatagramSocket:
         unclaimed: datagrams that nobody wanted.
         errors: errors that the system reported about earlier datagrams.
         closed: whether it is closed.
-        meter: asked before every datagram; what it refuses counts as lost on the way, in ``metered``.
+        meter: asked before every datagram, with its address and size; what it refuses counts as lost
+            on the way, in ``metered``.
 
     """
 
@@ -46,7 +47,7 @@ class DatagramSocket:
         self.unclaimed = 0
         self.errors = 0
         self.closed = False
-        self.meter: Callable[[Address], bool] | None = None
+        self.meter: Callable[[Address, int], bool] | None = None
         self.metered = 0
         self._sock = sock
         self._loop = asyncio.get_running_loop()
@@ -106,7 +107,7 @@ class DatagramSocket:
         """
         if self.closed:
             return False
-        if self.meter is not None and not self.meter(addr):
+        if self.meter is not None and not self.meter(addr, len(data)):
             self.metered += 1
             return True
         target = self._known.get(addr)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from warpgate.errors import PipeClosed, RemoteProtocolError
 from warpgate.events import Counters
@@ -28,16 +28,39 @@ class PipeFilter(Protocol):
     overhead: int
 
     def farewell(self) -> bytes:
-        """Return what is sent when a datagram pipe is closed on this side; empty: nothing."""
+        """Return what is sent when the pipe is closed on this side; empty: nothing."""
 
     def encode(self, data: bytes) -> bytes:
         """Return what goes on the wire for bytes of the user."""
 
-    def decode(self, data: bytes, addr: Address) -> list[bytes]:
+    def decode(self, data: bytes, addr: Address) -> Iterable[bytes]:
         """Return the user's messages in what came from the wire; none is fine.
 
         Raises:
             RemoteProtocolError: it can't be right; a stream is closed, a datagram dropped.
+
+        """
+
+
+@runtime_checkable
+class StreamFilter(PipeFilter, Protocol):
+    """A stream's filter that is read into directly, and knows whether the peer has ended the stream.
+
+    Attributes:
+        ended: whether the peer has said so; a stream that ends without it was cut off.
+
+    """
+
+    ended: bool
+
+    def buffer(self) -> memoryview:
+        """Return where the next bytes from the wire go."""
+
+    def filled(self, count: int) -> Iterable[bytes]:
+        """Return the user's messages now that ``count`` bytes more are in the buffer.
+
+        Raises:
+            RemoteProtocolError: it can't be right; the stream is closed.
 
         """
 
@@ -91,6 +114,7 @@ class Pipe(Reader, ABC):
         self._deaf = False  # close() or abort() was called: what still comes is thrown away
         self._lost = False  # the socket is gone
         self._cause: BaseException | None = None
+        self._broken = False  # the end was not the peer's nor ours
         self._senders: deque[asyncio.Future[None]] = deque()
         self._closers: set[asyncio.Future[None]] = set()
         self._close_callbacks: list[Callable[[Pipe], None]] = []
@@ -142,6 +166,11 @@ class Pipe(Reader, ABC):
             self._closers.discard(waiter)
 
     @property
+    def cause(self) -> BaseException | None:
+        """Why the pipe ended, when it was not closed by one of its ends; None otherwise."""
+        return self._cause
+
+    @property
     def closed(self) -> bool:
         """Whether nothing can be sent any more. What came before can still be received."""
         return self._closing or self._lost
@@ -173,12 +202,12 @@ class Pipe(Reader, ABC):
             self._drained()
 
     def hand_back(self, messages: Iterable[bytes] = ()) -> None:
-        """End :meth:`take_over`; ``messages``, as the user is to see them, come first."""
+        """End :meth:`take_over`; ``messages``, as they came from the wire, go to the filter first."""
         self._receiver = None
         self._settle_sole()
+        for data in messages:
+            self._incoming(data, self.remote)
         if not self._deaf:
-            for data in messages:
-                self._deliver(data, self.remote)
             self._flush_backlog()
         if self._ended:
             self._drained()
@@ -213,6 +242,14 @@ class Pipe(Reader, ABC):
             self._cause = cause
         self._stop()
         self._abort_transport()
+
+    def fail(self, cause: BaseException) -> None:
+        """Close at once, since what stands behind the pipe is not what it was.
+
+        Readers get what came before, then ``PipeClosed`` where they can't do without the rest.
+        """
+        self._broken = not self._deaf
+        self.abort(cause)
 
     def peer_ended(self) -> None:
         """Close because the peer has: what came before still goes to readers and handlers."""
@@ -266,12 +303,18 @@ class Pipe(Reader, ABC):
             else:
                 self._deliver(data, addr)
         except RemoteProtocolError as error:
-            self.counters.count("pipe_protocol_errors")
-            if not self.datagram:  # nothing after it can be trusted; a datagram may be anyone's
-                self.abort(error)
+            self._protocol_error(error)
+
+    def _protocol_error(self, error: RemoteProtocolError) -> None:
+        self.counters.count("pipe_protocol_errors")
+        if not self.datagram:  # nothing after it can be trusted; a datagram may be anyone's
+            self.fail(error)
 
     def _takes_directly(self) -> bool:
         return self._receiver is None and self._filter is None and not self._deaf
+
+    def _end_cause(self) -> BaseException | None:
+        return self._cause if self._broken else None
 
     def _can_write(self) -> bool:
         """Return whether the transport takes more; the transports extend it."""

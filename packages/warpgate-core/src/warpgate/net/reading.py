@@ -71,8 +71,7 @@ class Reader(Inbox):
                 self._next_turn(queue)
                 return self._nothing()
             waiters.popleft()  # who is told to look is the first in line
-            if timeout is not None:
-                del self._deadlines[waiter]
+            self._deadlines.pop(waiter, None)  # the alarm may have gone off in the same turn
         data, addr = self._take(queue)
         if waiters:
             self._next_turn(queue)
@@ -131,7 +130,8 @@ class Reader(Inbox):
                 if queue.offset not in self._subs or (self._ended and not queue.queue):
                     partial, gathered = bytes(gathered), bytearray()
                     self._nothing()
-                    raise PipeClosed(f"the pipe ended after {len(partial)} of {n} bytes", partial)
+                    text = f"the pipe ended after {len(partial)} of {n} bytes"
+                    raise PipeClosed(text, partial) from self._end_cause()
                 following = Waiter(loop)
                 if waiter is None:
                     queue.waiters.append(following)
@@ -159,8 +159,15 @@ class Reader(Inbox):
     async def __anext__(self) -> bytes:
         message = await self.recv(SUB_ALL, None)
         if message is None:
+            cause = self._end_cause()
+            if cause is not None:  # a part may be missing: that is no end to go on from
+                raise PipeClosed from cause
             raise StopAsyncIteration
         return cast("bytes", message)
+
+    def _end_cause(self) -> BaseException | None:
+        """Return why the pipe broke; None for an end that one of its ends has chosen."""
+        return None
 
     def _nothing(self) -> None:
         """Note that a reader got nothing."""

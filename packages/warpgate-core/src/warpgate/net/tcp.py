@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
-from warpgate.errors import PipeClosed
+from warpgate.errors import PipeClosed, RemoteProtocolError
 from warpgate.net.addresses import Address, user_address
 from warpgate.net.inbox import HIGH_WATER, LOW_WATER, READ_SIZE
-from warpgate.net.pipe import NO_ADDRESS, Pipe, as_bytes
+from warpgate.net.pipe import NO_ADDRESS, Pipe, PipeFilter, StreamFilter, as_bytes
 from warpgate.net.subscription import MESSAGE_OVERHEAD
 from warpgate.protocol.ip import is_loopback
 
@@ -37,6 +37,7 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
         self._on_connected = on_connected
         self._stream: asyncio.Transport | None = None
         self._buffer = NO_BUFFER
+        self._records: StreamFilter | None = None  # the filter, when it is read into directly
         self._full = False  # the transport holds as much as it may
         self._slow_senders = 0
         self._turn = asyncio.Lock()  # of those who can't write at once
@@ -60,6 +61,8 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next read goes; idle connections have no buffer."""
         if not self._buffer:
+            if self._records is not None:
+                return self._records.buffer()
             self._buffer = memoryview(bytearray(READ_SIZE))
         return self._buffer
 
@@ -68,7 +71,10 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
         data = bytes(self._buffer[:nbytes])
         sole = self._sole
         if sole is None:
-            self._incoming(data, self.remote)
+            if self._records is None:
+                self._incoming(data, self.remote)
+            elif not self._deaf:
+                self._read_records(self._records, nbytes)
             return
         # The same as _deliver does, for the case that there is one queue, which takes everything.
         cost = nbytes + MESSAGE_OVERHEAD
@@ -82,10 +88,23 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
         if waiters and not waiters[0].done():
             waiters[0].resume()
 
+    def _read_records(self, records: StreamFilter, nbytes: int) -> None:
+        try:
+            for message in records.filled(nbytes):
+                self._deliver(message, self.remote)
+        except RemoteProtocolError as error:
+            self._protocol_error(error)
+
+    def set_filter(self, pipe_filter: PipeFilter | None) -> None:  # noqa: D102
+        super().set_filter(pipe_filter)
+        self._records = pipe_filter if isinstance(pipe_filter, StreamFilter) else None
+        self._buffer = NO_BUFFER
+
     def eof_received(self) -> bool:
         """Note that the peer has sent its last; answers may still go out."""
         if self._closing or self._stream is None:
             return False  # nothing to wait for: the transport closes
+        self._note_cut(None)
         self.peer_ended()
         return True
 
@@ -94,7 +113,17 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
         self._stream = None
         self._buffer = NO_BUFFER
         self._stop_timer()
+        self._note_cut(exc)
         self._gone(exc)
+
+    def _note_cut(self, exc: Exception | None) -> None:
+        """Tell an end that anybody on the path can bring about from the peer's own."""
+        if self._records is None or self._records.ended or self._closing or self._lost:
+            return
+        self._broken = True
+        if self._cause is None:
+            self._cause = RemoteProtocolError("the stream was cut off before the peer closed it")
+            self._cause.__cause__ = exc
 
     def pause_writing(self) -> None:
         """Let ``send`` wait."""
@@ -197,6 +226,7 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
             self._closing = self._deaf = True
             return
         heard_all = self._ended
+        farewell = b"" if self._filter is None or heard_all else self._filter.farewell()
         self._stop()
         stream = self._stream
         if stream is None:
@@ -211,6 +241,7 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
             # what it has not read yet. So: say that this was the last, then read to the peer's end.
             stream.resume_reading()
             try:
+                stream.write(farewell)
                 stream.write_eof()
             except OSError:  # the peer is gone already
                 stream.abort()

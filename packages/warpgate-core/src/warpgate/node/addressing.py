@@ -158,4 +158,10 @@ def signal_targets(node: Node, peer: PeerAddress) -> list[tuple[Interface, int, 
     allowed = [t for t in targets if refuse_dial(t[2], node.ifs, own, near) is None]
     if len(allowed) < len(targets):
         node.stats.count("dials_refused", len(targets) - len(allowed))
-    return allowed
+    traversal = node.traversal
+    if not traversal.limits.is_stranger(peer.node_id):
+        return allowed
+    paid = [t for t in allowed if is_loopback(t[2]) or traversal.stranger_bytes.pay_dial()]
+    if len(paid) < len(allowed):
+        node.stats.count("signal_dials_limited", len(allowed) - len(paid))
+    return paid

@@ -168,7 +168,9 @@ class Attempt:
         self._end("timeout", self._with_last(f"no result within {self.plugin.timeout:g} s"))
 
     def _with_last(self, cause: str) -> str:
-        return f"{cause}; last: {self._last_cause}" if self._last_cause else cause
+        drops = (handshake.machine.last_drop for handshake in self._proofs)
+        last = self._last_cause or next((str(drop) for drop in drops if drop is not None), "")
+        return f"{cause}; last: {last}" if last else cause
 
     # Proof of the pipes that were handed over.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
+from warpgate.net.budget import SYN_BYTES
+
 ATTEMPTS_PER_STRANGER = 8
 NEW_PER_STRANGER_S = 5.0
 ATTEMPTS_ALL_STRANGERS = 64
@@ -16,6 +18,8 @@ BYTES_PER_MINUTE = 100_000
 """What all strangers together can make this node send to addresses that have proven nothing."""
 KEPT_FOR_ATTEMPTS = 50_000
 """Of these, what answers to hellos from nowhere leave: anybody can send those, under any address."""
+SIGNAL_DIAL_BYTES = 4 * SYN_BYTES
+"""A dial for a direct signal that nothing answers: it lasts 3 s."""
 MINUTE_S = 60
 MAX_KNOWN_PEERS = 4096
 MAX_STRANGERS = 1024
@@ -74,6 +78,10 @@ class StrangerBytes:
         self._spent[-1][1] += size
         self._total += size
         return True
+
+    def pay_dial(self) -> bool:
+        """Take what one dial for an answer costs, which other ways may carry: never from the kept half."""
+        return self.take(SIGNAL_DIAL_BYTES, KEPT_FOR_ATTEMPTS)
 
     def give_back(self, size: int) -> None:
         """Uncount bytes whose receiver has proven to be the peer; the oldest, which is the safe side."""
