@@ -89,6 +89,7 @@ async def connect(node: Node, request: dict[str, Any]) -> dict[str, Any]:
         answer["cpu_s"] = time.process_time() - cpu
         if pipe is not None and plugin is not None:
             answer.update(strategy=plugin.name, path=pipe.path, transport=pipe.transport)
+            answer.update(peer_id=pipe.peer_id, sealed=pipe.sealed)
             answer["ok"] = await ping(pipe)
             answer["ping_s"] = time.perf_counter() - started
             if not answer["ok"]:
