@@ -88,7 +88,9 @@ async def test_signals_of_strangers(nodes: tuple[Node, Node], strangers: int) ->
     alice, bob = nodes
     signers = [Identity.generate() for _ in range(strangers)]
     most = 0
-    silent = socket.create_server(("127.0.0.1", 0), backlog=4096)  # what is dialled, and says nothing
+    silent = socket.create_server(
+        ("127.0.0.1", 0), backlog=4096
+    )  # what is dialled, and says nothing
 
     def drop() -> None:
         nonlocal most
@@ -152,7 +154,13 @@ async def test_hellos_under_false_addresses(nodes: tuple[Node, Node]) -> None:
 async def test_connections_that_say_nothing_or_half_of_it(nodes: tuple[Node, Node]) -> None:
     alice, bob = nodes
     writers: list[asyncio.StreamWriter] = []
-    halves = [b"", PREFIX[:3], PREFIX, frame(M0, pack_m0("a" * 15))[:-1], frame(M1, bytes(300))[:99]]
+    halves = [
+        b"",
+        PREFIX[:3],
+        PREFIX,
+        frame(M0, pack_m0("a" * 15))[:-1],
+        frame(M1, bytes(300))[:99],
+    ]
     for number in range(3 * MAX_UNPROVEN):
         _, writer = await asyncio.open_connection("127.0.0.1", bob.port)
         writers.append(writer)

@@ -69,7 +69,11 @@ def address(signer: Identity, victim: str) -> bytes:
     """Return a signed address whose every endpoint is the victim's."""
     end = Endpoint(IP4, victim, PORT, victim, PORT, int(NATType.OPEN), 1)
     return pack_address(
-        signer, machine=os.urandom(32), sequence=1, brokers=(), interfaces=[InterfaceRecord(1, (end,))]
+        signer,
+        machine=os.urandom(32),
+        sequence=1,
+        brokers=(),
+        interfaces=[InterfaceRecord(1, (end,))],
     ).raw
 
 

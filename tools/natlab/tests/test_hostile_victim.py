@@ -79,7 +79,10 @@ def measured() -> Iterator[tuple[dict[str, list[Seen]], dict[str, Any]]]:
         try:
             for pause_s, calls in (
                 (0.1, [call(name, f"192.0.2.{60 + n}", n) for n, name in enumerate(STRATEGIES)]),
-                (0.02, [call(STRATEGIES[n % 6], "192.0.2.90", 100 + n % CROWD) for n in range(300)]),
+                (
+                    0.02,
+                    [call(STRATEGIES[n % 6], "192.0.2.90", 100 + n % CROWD) for n in range(300)],
+                ),
             ):
                 order = {
                     "broker": there["brokers"][0],
@@ -130,11 +133,20 @@ def test_a_crowd_has_no_more_than_a_minute_s_bytes(measured: Any) -> None:
     assert max(times) - min(times) < 60
     total = sum(each.size for each in everything)
     from collections import Counter
-    c=Counter(); n=Counter()
+
+    c = Counter()
+    n = Counter()
     for e in everything:
-        k=(e.protocol, int.from_bytes(e.head[2:4],'big') if e.protocol==17 else (int.from_bytes(e.head[2:4],'big'),e.head[13]), e.size)
-        k = k if k[1]==(7000,2) or (k[0]==17 and k[1]<7010) or k[0]==6 else (17,0,e.size)
-        c[k]+=e.size; n[k]+=1
+        k = (
+            e.protocol,
+            int.from_bytes(e.head[2:4], "big")
+            if e.protocol == 17
+            else (int.from_bytes(e.head[2:4], "big"), e.head[13]),
+            e.size,
+        )
+        k = k if k[1] == (7000, 2) or (k[0] == 17 and k[1] < 7010) or k[0] == 6 else (17, 0, e.size)
+        c[k] += e.size
+        n[k] += 1
     print(c.most_common(30), n.most_common(30))
     print(len(everything), "packets,", total, "bytes;", {k: v for k, v in stats.items() if v})
     assert 50_000 < total <= MINUTE_BYTES

@@ -74,7 +74,10 @@ class Middle:
         link = lab.topology.engine["links"]["access_b"]
         lab.engine.ask("remove", link="access_b")
         devices = {name: {"netns": lab.net.name, "name": name} for name in ("outer", "inner")}
-        links = {"to_outer": {"a": "outer", "b": link["b"]}, "to_inner": {"a": link["a"], "b": "inner"}}
+        links = {
+            "to_outer": {"a": "outer", "b": link["b"]},
+            "to_inner": {"a": link["a"], "b": "inner"},
+        }
         lab.engine.ask("add", devices=devices, links=links)
         self._socks = []
         with inside(lab.net.name):
