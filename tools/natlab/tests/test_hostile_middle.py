@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from warpgate.hello.keys import ROLE_RESPONDER, signed_data
 from warpgate.hello.messages import (
     DATAGRAM_SIZE,
@@ -104,9 +105,13 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
-    with Lab("open", "open") as lab, Middle(lab) as middle:
-        with Peer(lab, "a", {}, warm=False) as a, Peer(lab, "b", {}, warm=False) as b:
-            yield Scene(middle, a, b)
+    with (
+        Lab("open", "open") as lab,
+        Middle(lab) as middle,
+        Peer(lab, "a", {}, warm=False) as a,
+        Peer(lab, "b", {}, warm=False) as b,
+    ):
+        yield Scene(middle, a, b)
 
 
 @pytest.fixture(autouse=True)

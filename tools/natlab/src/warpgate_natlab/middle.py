@@ -1,4 +1,4 @@
-"""A man in the middle: a bump in a laboratory's access link, through which a test's function sees every packet."""
+"""A man in the middle: a bump in a laboratory's access link; every packet goes through a function."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from .lab import Lab
 from .namespaces import inside
@@ -21,7 +21,7 @@ def checksum(data: bytes) -> int:
     """Return the internet checksum (RFC 1071)."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
