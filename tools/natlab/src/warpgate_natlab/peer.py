@@ -39,6 +39,8 @@ BROKERS_S: Final = 3.0
 """How long to wait for a first broker, when some are configured."""
 REPORT_S: Final = 4.0
 """How long to wait for the NAT report."""
+MAPPING_S: Final = 4.0
+"""How long to wait for the router."""
 PING_BYTES: Final = 64
 PING_S: Final = 5.0
 PING_AGAIN_S: Final = 0.25
@@ -112,6 +114,16 @@ async def broker(node: Node) -> None:
         await asyncio.sleep(0.01)
 
 
+async def mapping(node: Node) -> None:
+    """Wait for the router's mapping of the listening port, where it grants one."""
+    mapper = getattr(
+        node, "port_mapping", None
+    )  # there is none without the strategy's distribution
+    deadline = time.monotonic() + MAPPING_S
+    while mapper is not None and not mapper.status.mapped and time.monotonic() < deadline:  # noqa: ASYNC110  # it has no event
+        await asyncio.sleep(0.02)
+
+
 def describe(node: Node, seconds: float) -> dict[str, Any]:
     """Return what the other side must know, and what people want to."""
     return {
@@ -140,6 +152,8 @@ async def main() -> int:
             await broker(node)
         if first.get("warm", True) and conf["enable_stun_clients"]:
             await node.network.ready(REPORT_S)
+        if first.get("warm", True) and conf["enable_upnp"]:
+            await mapping(node)
         say(describe(node, time.perf_counter() - started))
         while line := await reader.readline():
             request = json.loads(line)
