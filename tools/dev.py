@@ -45,6 +45,7 @@ HERE = f"3.{sys.version_info[1]}"
 INSTALLS: dict[str, tuple[str, ...]] = {
     "demo": (
         "-e", "packages/warpgate-core[broker,cli]", "-e", "packages/warpgate-plugin-direct",
+        "-e", "packages/warpgate-plugin-punch", "-e", "packages/warpgate-plugin-turn",
         "-e", "tools/natlab",
     ),
     "lab": (

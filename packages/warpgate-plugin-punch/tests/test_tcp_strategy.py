@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import socket
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -73,18 +74,27 @@ async def ended(plugin: Any) -> None:
             await asyncio.sleep(0.001)
 
 
+def first_free(sock: socket.socket, ports: Sequence[int]) -> int:
+    for number, port in enumerate(ports):
+        with contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return number
+    raise AssertionError(f"all of {ports} are taken")
+
+
 async def test_a_taken_port_is_replaced_and_the_answer_says_so(nodes: list[Node]) -> None:
     plugin = await attempt(*nodes)
     sent = Sent(plugin)
     derived = schedule.derived_ports(plugin.plugin_id, 1, schedule.RESPONDER_PORTS)
     with socket.socket() as other:
-        other.bind(("127.0.0.1", derived[0]))
+        taken = first_free(other, derived)  # another program may have one of them
         other.listen()
         await plugin.run(offer())
     (answer,) = sent.messages
     assert isinstance(answer, TcpAnswer)
-    assert answer.payload.ports[1:] == derived[1:]
-    assert answer.payload.ports[0] != derived[0]
+    assert derived[taken] not in answer.payload.ports
+    assert set(derived[taken + 1 :]) <= set(answer.payload.ports)
+    assert len(answer.payload.ports) == len(derived)
     await ended(plugin)
 
 

@@ -1,6 +1,6 @@
 """Strangers who name a victim: ``python hostile_peer.py``, a JSON object on standard input.
 
-``{"broker": url, "target": address, "pause_s": s, "calls": [{"victim": ip, "strategy": name, "signer": n}]}``.
+``{"broker": url, "target": address, "pause_s": s, "calls": [{"victim", "strategy", "signer"}, …]}``.
 Each call is one signal of a stranger's, whose signed address is the victim's, to the target's inbox. Calls
 of the same ``signer`` come from one node key. It prints a line when all are out.
 """

@@ -24,9 +24,13 @@ from warpgate.hello.messages import (
 from warpgate.identity import Identity
 from warpgate_natlab.lab import Lab
 from warpgate_natlab.middle import TCP, UDP, Datagram, Middle, relay
+from warpgate_natlab.namespaces import why_not
 from warpgate_natlab.session import START_S, Peer
 
-pytestmark = [pytest.mark.netns]
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(bool(why_not()), reason=str(why_not())),
+]
 WAYS = ["direct_connect", "udp_punch"]
 SAFE_S = 12.0
 

@@ -22,9 +22,13 @@ from typing import Any
 import pytest
 
 from warpgate_natlab.lab import Lab
-from warpgate_natlab.namespaces import inside
+from warpgate_natlab.namespaces import inside, why_not
 from warpgate_natlab.session import START_S, Peer
 
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(bool(why_not()), reason=str(why_not())),
+]
 HOSTILE = Path(__file__).with_name("hostile_peer.py")
 STRATEGIES = ("direct_connect", "reverse_connect", "tcp_punch", "udp_punch", "random_probe", "turn")
 CROWD = 40
@@ -76,13 +80,9 @@ def measured() -> Iterator[tuple[dict[str, list[Seen]], dict[str, Any]]]:
         there = b.answer(START_S)
         ear = Ear(lab)
         try:
-            for pause_s, calls in (
-                (0.1, [call(name, f"192.0.2.{60 + n}", n) for n, name in enumerate(STRATEGIES)]),
-                (
-                    0.02,
-                    [call(STRATEGIES[n % 6], "192.0.2.90", 100 + n % CROWD) for n in range(300)],
-                ),
-            ):
+            alone = [call(name, f"192.0.2.{60 + n}", n) for n, name in enumerate(STRATEGIES)]
+            crowd = [call(STRATEGIES[n % 6], "192.0.2.90", 100 + n % CROWD) for n in range(300)]
+            for calls, pause_s, then_s in ((alone, 0.1, 4.0), (crowd, 0.01, 5.0)):
                 order = {
                     "broker": there["brokers"][0],
                     "target": there["address"],
@@ -98,7 +98,7 @@ def measured() -> Iterator[tuple[dict[str, list[Seen]], dict[str, Any]]]:
                 )
                 out, _ = done.communicate(json.dumps(order) + "\n", timeout=40)
                 assert out == "sent\n"
-                time.sleep(6)
+                time.sleep(then_s)
             yield dict(ear.packets), b.ask({"do": "address"})["stats"]
         finally:
             ear.close()

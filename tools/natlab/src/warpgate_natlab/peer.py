@@ -120,7 +120,7 @@ async def mapping(node: Node) -> None:
         node, "port_mapping", None
     )  # there is none without the strategy's distribution
     deadline = time.monotonic() + MAPPING_S
-    while mapper is not None and not mapper.status.mapped and time.monotonic() < deadline:  # noqa: ASYNC110  # it has no event
+    while mapper is not None and not mapper.status.mapped and time.monotonic() < deadline:  # noqa: ASYNC110  # no event
         await asyncio.sleep(0.02)
 
 
