@@ -37,6 +37,17 @@ async def test_an_initiator_may_write_to_public_addresses_and_to_those_of_the_pe
     assert plugin.refuses("10.1.2.4") == SkipReason.PEER_CHOSE_PRIVATE.value
 
 
+@pytest.mark.parametrize("same", [False, True])
+async def test_an_initiator_never_takes_its_own_loopback_for_another_machines(
+    start, make_address, same
+):
+    node = await start(Wait)
+    peer = make_address(["127.0.0.1"], machine=node.peer_address.machine)
+    plugin = await node.connect(IP4, LOOPBACK_BIND, peer, "wait")
+    plugin.same_machine = same
+    assert plugin.refuses("127.0.0.1") == (None if same else SkipReason.PEER_CHOSE_LOOPBACK.value)
+
+
 @pytest.mark.parametrize("origin", [REMOTE, LOOPBACK])
 async def test_a_responder_follows_the_rules_of_section_5(start, make_address, origin):
     node = await start(Wait)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator
 
@@ -76,6 +77,25 @@ async def test_a_port_listens_and_dials_at_once(sides: tuple[Side, Side]) -> Non
     assert (one.dialler.sent, one.dialler.connected, other.dialler.accepted) == (1, 1, 1)
 
 
+async def test_what_connects_at_once_is_taken_where_systems_call_that_an_error(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = sides
+    loop = asyncio.get_running_loop()
+    real = loop.sock_connect
+
+    async def bsd(sock: socket.socket, address: tuple[str, int]) -> None:
+        await real(sock, address)
+        raise OSError(errno.EISCONN, "Socket is already connected")
+
+    monkeypatch.setattr(loop, "sock_connect", bsd)
+    other.dialler.expect(HERE)
+    assert one.dialler.dial(one.dialler.open(HERE), (HERE, other.dialler.open(HERE)))
+    with await one.next() as near, await other.next() as far:
+        assert near.getpeername() == far.getsockname()
+    assert not one.dialler.errors
+
+
 async def test_who_was_refused_is_still_reached(sides: tuple[Side, Side]) -> None:
     one, other = sides
     one.dialler.expect(HERE)
@@ -101,6 +121,17 @@ async def test_strangers_are_refused(sides: tuple[Side, Side]) -> None:
     await in_error(one)
     assert one.made.empty()
     assert one.dialler.errors == {"a stranger's connection": 1}
+
+
+async def test_what_is_accepted_while_it_closes_is_reset(sides: tuple[Side, Side]) -> None:
+    one, other = sides
+    one.dialler.expect(HERE)
+    port = one.dialler.open(HERE)
+    one.dialler.closed = True  # close() waits for its tasks then, and the port still listens
+    assert other.dialler.dial(other.dialler.open(HERE), (HERE, port))
+    await in_error(one)
+    assert one.made.empty()
+    assert one.dialler.accepted == 0
 
 
 async def test_a_port_never_connects_to_itself(sides: tuple[Side, Side]) -> None:

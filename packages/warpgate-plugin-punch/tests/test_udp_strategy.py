@@ -252,6 +252,7 @@ async def test_an_answer_that_leaves_no_way_ends_the_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(caller, "crosses_nat", lambda _plugin: True)
+    monkeypatch.setattr(caller, "peer_facts", lambda _plugin: CONE)
     async with LeakCheck(), pair() as (alice, _):
         for facts, cause in (
             ({"mapping": "apd", "filtering": "apd", "kind": "random"}, "guessed"),
@@ -265,6 +266,50 @@ async def test_an_answer_that_leaves_no_way_ends_the_attempt(
             with pytest.raises(TraversalError, match=cause):
                 await plugin.run(Punch(payload={"facts": facts}))
             plugin.result.cancel()
+
+
+async def test_a_forwarded_port_is_given_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address says that anyone gets in; what the NAT does with other sockets is no matter."""
+    monkeypatch.setattr(caller, "crosses_nat", lambda _plugin: True)
+    monkeypatch.setattr(
+        caller, "peer_facts", lambda _plugin: SideFacts(mapping="ei", filtering="ei")
+    )
+    facts = {"mapping": "apd", "filtering": "apd", "kind": "random"}
+    async with LeakCheck(), pair() as (alice, _):
+        plugin = await alice.connect(IP4, LOOPBACK_BIND, absent(), "udp_punch")
+        await asyncio.sleep(0)
+        assert isinstance(plugin, UdpPunch)
+        assert isinstance(plugin._side, Caller)
+        plugin._side._own = CONE
+        await plugin.run(Punch(payload={"facts": facts}))
+        assert not plugin.result.done()
+        plugin.result.cancel()
+
+
+async def test_an_answer_that_does_not_get_out_holds_no_pipe_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = asyncio.Event()
+    real = Caller._open
+
+    async def stuck(*_: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async def near_offer(self: Caller, here: caller.Round, _: object) -> None:
+        self._offer([here.link.local])
+        await asked.wait()
+        real(self, here)
+
+    monkeypatch.setattr(Caller, "_near_offer", near_offer)
+    monkeypatch.setattr(callee.Callee, "_answer", stuck)
+    async with LeakCheck(), pair() as (alice, bob), asyncio.timeout(LIMIT_S / 2):
+        pipe, _ = await auto_connect(
+            alice, bob.address(), LIMIT_S, afs=[IP4], route_types=[LOOPBACK_BIND]
+        )
+        assert pipe is not None
+        assert (await bob.accept()).peer_id == alice.node_id
+        await pipe.close()
 
 
 async def test_punching_can_be_switched_off() -> None:

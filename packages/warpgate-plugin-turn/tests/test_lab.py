@@ -46,6 +46,9 @@ PAIRS = [
     ("port-restricted", "https-only"),
     ("https-only", "https-only"),
     ("v6-firewalled", "v6-firewalled"),
+    # No family in common: the relay has the family of whom it serves.
+    ("v6-firewalled", "port-restricted"),
+    ("symmetric-random", "v6-firewalled"),
 ]
 
 

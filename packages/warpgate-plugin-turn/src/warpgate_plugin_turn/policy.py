@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from warpgate import Plugin
+from warpgate import IP6, Plugin
 from warpgate.protocol.ip import is_loopback, is_public
 
 
@@ -26,7 +26,7 @@ class PeerPolicy:
             ip
             for nic in peer.interfaces
             for endpoint in nic.endpoints
-            if endpoint.af == plugin.af
+            if endpoint.af == plugin.dest_info["af"]
             for ip in (endpoint.ip, endpoint.ext_ip)
             if ip
         }
@@ -53,5 +53,5 @@ class PeerPolicy:
         return None if ip in self.trusted else self._plugin.refuses(ip)
 
     def family(self, ip: str) -> bool:
-        """Whether an address is of the attempt's family."""
-        return (":" in ip) == (":" in self._plugin.src_info["nic"])
+        """Whether an address is of the peer's family, in which our relay serves it."""
+        return (":" in ip) == bool(self._plugin.dest_info["af"] == IP6)

@@ -170,7 +170,7 @@ class Turn(Plugin):
             if self._factory is None:
                 raise RelayError("this attempt was made without a factory")
             pool = self._factory.pool
-            allocation = await pool.take(self.af, udp_blocked=self._udp_is_blocked())
+            allocation = await pool.take(self.dest_info["af"], udp_blocked=self._udp_is_blocked())
         except RelayError as error:
             self._cause = error
         else:

@@ -60,7 +60,7 @@ class Streams:
             return
         self._offered = True
         try:
-            allocation = await self._pool.allocate(self._plugin.af, streams=True)
+            allocation = await self._pool.allocate(self._plugin.dest_info["af"], streams=True)
         except RelayError as error:
             self.why_not = error
             return

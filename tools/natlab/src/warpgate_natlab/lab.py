@@ -12,7 +12,7 @@ from .control import Engine
 from .namespaces import LabError, Namespace, ip_batch, make, why_not
 from .profiles import Pair, Profile, pair, pair_of
 from .runs import Run
-from .servers import KINDS, Servers
+from .servers import KINDS, Servers, broker_addresses
 from .topology import DNS, NET_ROLE, Nic, Router, plan, server_v6
 
 if TYPE_CHECKING:
@@ -148,6 +148,8 @@ class Lab:
     def _set_up(self, host: Host) -> None:
         if any(nic.profile.nat64 for nic in host.nics):
             host.resolver(server_v6(DNS))
+        if self._apart:
+            host.names(broker_addresses(host.families))
         if len(host.nics) < 2:
             return
         for number, nic in enumerate(host.nics):
@@ -184,6 +186,11 @@ class Lab:
                 return nic
         raise ValueError(f"no interface {which!r}")
 
+    @property
+    def _apart(self) -> bool:
+        """Whether the hosts have no IP version in common: then a broker's name is, not its address."""
+        return not set(self.a.families) & set(self.b.families)
+
     def environ(self, which: str) -> dict[str, str]:
         """Return the environment that tells a node on a host of the servers here."""
         host = self.host(which)
@@ -193,7 +200,7 @@ class Lab:
         https = any(all(nic.profile.https_only for nic in each.nics) for each in everyone)
         servers = self.servers
         urls = {
-            "WARPGATE_BROKERS": servers.brokers(families, https),
+            "WARPGATE_BROKERS": servers.brokers(families, https, self._apart),
             "WARPGATE_STUN": servers.stun(families),
             "WARPGATE_TURN": servers.turn(families),
             "WARPGATE_NTP": servers.ntp(families),

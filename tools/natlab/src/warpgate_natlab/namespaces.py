@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -150,6 +150,13 @@ class Namespace:
         folder.mkdir(parents=True, exist_ok=True)
         text = f"nameserver {server}\noptions timeout:1 attempts:2\n"
         (folder / "resolv.conf").write_text(text, "ascii")
+
+    def names(self, addresses: Mapping[str, str]) -> None:
+        """Let programs in here find these names without a DNS server."""
+        folder = ETC_NETNS / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = ["127.0.0.1 localhost", *(f"{ip} {name}" for name, ip in addresses.items())]
+        (folder / "hosts").write_text("\n".join(lines) + "\n", "ascii")
 
     def argv(self, argv: Sequence[str | os.PathLike[str]]) -> list[str]:
         """Return the command that runs a command in here, with its own /sys and resolv.conf."""

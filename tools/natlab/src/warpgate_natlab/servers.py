@@ -23,6 +23,7 @@ KINDS: Final = ("mqtt", "stun", "ntp", "dns")
 TURN_USER: Final = "lab"
 TURN_PASSWORD: Final = "lab"
 READY_S: Final = 8.0
+BROKER_NAMES: Final = tuple(f"broker{number}.lab" for number in range(len(BROKERS)))
 PACKAGES: Final = {
     "mosquitto": "mosquitto", "turnserver": "coturn", "chronyd": "chrony",
     "miniupnpd": "miniupnpd-nftables",
@@ -49,11 +50,13 @@ class Servers:
 
     # What they are reached by.
 
-    def brokers(self, families: Iterable[int] = (4,), https: bool = False) -> list[str]:
-        """Return the brokers' URLs, for a host with these IP versions."""
+    def brokers(
+        self, families: Iterable[int] = (4,), https: bool = False, named: bool = False
+    ) -> list[str]:
+        """Return the brokers' URLs, for a host with these IP versions; ``named``: by their names."""
         if "mqtt" not in self.started:
             return []
-        hosts = [_reachable(address, families) for address in BROKERS]
+        hosts = list(BROKER_NAMES) if named else [_reachable(a, families) for a in BROKERS]
         if https:
             return [f"mqtts://{host}:{HTTPS}" for host in hosts]
         return [f"mqtt://{host}:1883" for host in hosts]
@@ -262,6 +265,12 @@ class Servers:
                     self._check(f"{host}:{port}", deadline)
                 else:
                     return
+
+
+def broker_addresses(families: Iterable[int]) -> dict[str, str]:
+    """Return the brokers' addresses by name, for a host with these IP versions."""
+    found = [a if 4 in families else server_v6(a) for a in BROKERS]
+    return dict(zip(BROKER_NAMES, found, strict=True))
 
 
 def _reachable(address: str, families: Iterable[int]) -> str:

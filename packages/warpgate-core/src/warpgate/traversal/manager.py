@@ -21,7 +21,7 @@ from warpgate.net.constants import (
 )
 from warpgate.protocol.codec import MessageTable
 from warpgate.protocol.envelope import CLOCK_TOLERANCE_S, MAX_TTL_S
-from warpgate.protocol.ip import is_public
+from warpgate.protocol.ip import is_loopback, is_public
 from warpgate.signalling.router import DEFAULT_TTL_S
 from warpgate.traversal.attempt import Attempt
 from warpgate.traversal.combine import info, scoped
@@ -350,7 +350,9 @@ class TraversalManager:
         """See :meth:`warpgate.Plugin.refuses`."""
         attempt = self.attempt_of(plugin)
         peer, node = attempt.peer, self.node
-        if plugin.initiator and (is_public(ip) or ip in named_ips(peer)):
+        # Another machine's loopback is ours, when we write to it.
+        named = ip in named_ips(peer) and (plugin.same_machine or not is_loopback(ip))
+        if plugin.initiator and (is_public(ip) or named):
             return None
         loopback = attempt.origin is not None and attempt.origin.loopback
         refusal = refuse_dial(ip, node.ifs, node.own_ips(), loopback)

@@ -226,7 +226,8 @@ class Hunt:
         if number is None and not self._is_hello(data):
             plugin.node.stats.count("random_probe_strays")
             return
-        plugin.budget.answered(addr[0])
+        if number is not None:  # anyone may have written an M1, and any address on it
+            plugin.budget.answered(addr[0])
         self.heard += 1
         if number == 0:
             self._reply(member, addr)
@@ -303,5 +304,5 @@ class Hunt:
         if kept is None:
             self._link.close()
         else:
-            self._link.default = None
+            self._link.meter = self._link.default = None
             kept.add_close_callback(lambda _pipe: self._link.close())

@@ -174,6 +174,9 @@ class Dialler:
                 timer = self._loop.call_at(limit_at - 0.01, more)
                 try:
                     await self._loop.sock_connect(sock, target)  # type: ignore[arg-type]
+                except OSError as error:
+                    if error.errno != errno.EISCONN:  # it has connected since dial(): BSD says so
+                        raise
                 finally:
                     timer.cancel()
             if sock.getsockname() == sock.getpeername():
@@ -224,7 +227,7 @@ class Dialler:
 
     def _take(self, sock: socket.socket, addr: Any) -> None:
         ip = _canonical(user_address(addr)[0])
-        if ip not in self.peers or self.accepted >= MAX_ACCEPTED:
+        if self.closed or ip not in self.peers or self.accepted >= MAX_ACCEPTED:
             self.errors["a stranger's connection"] += 1
             reset(sock)
             return

@@ -27,6 +27,7 @@ from warpgate_plugin_punch.udp_punch.opener import LOW_HOPS, Address, Opener, Pa
 from warpgate_plugin_punch.udp_punch.places import permitted
 
 if TYPE_CHECKING:
+    from warpgate import Pipe
     from warpgate.net.datagram import DatagramSocket
     from warpgate_plugin_punch.udp_punch.strategy import UdpPunch
 
@@ -101,6 +102,7 @@ class Callee:
         plugin.register_inbound()
         self._hole = self._opener(self._link, M0_S)
         inbound = self._loop.create_task(plugin.wait_for_inbound())
+        inbound.add_done_callback(self._came)
         try:
             await self.offered(payload)
             while not (inbound.done() or plugin.result.done()):
@@ -112,11 +114,14 @@ class Callee:
                     timeout=left_s,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-            if inbound.done():
-                plugin.result.set_result(inbound.result())
         finally:
             inbound.cancel()
             self.stop()
+
+    def _came(self, inbound: asyncio.Task[Pipe | None]) -> None:
+        """Hand over what the listening socket got, whatever an answer is still waiting for."""
+        if not inbound.cancelled() and inbound.exception() is None:
+            self._plugin.result.set_result(inbound.result())
 
     def stop(self) -> None:
         """Write nothing more."""

@@ -297,7 +297,9 @@ class Caller:
         here = self.rounds[payload.number]
         self._answers += 1
         self._peer = payload.facts if crosses_nat(plugin) else DIRECT
-        if must_guess(self._own, self._peer) or self._peer.blocked:
+        # A router may forward the listening port, whatever it does with others: then M1 has arrived.
+        forwarded = payload.number == 0 and peer_facts(plugin).lets_anyone_in
+        if (must_guess(self._own, self._peer) or self._peer.blocked) and not forwarded:
             cause = "its UDP is blocked" if self._peer.blocked else "a port must be guessed"
             raise TraversalError(f"the peer answered, and its NAT leaves no way: {cause}")
         named = permitted(plugin, payload.endpoints, MAX_ENDPOINTS)
