@@ -22,21 +22,27 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools import laboratory
 from tools.system_packages import LAB_PACKAGES, has_package, install_packages, say
+from tools.tiers import (
+    BIN,
+    REPORTS,
+    ROOT,
+    TIERS,
+    VENV,
+    Outcome,
+    Tier,
+    run_env,
+    summary,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
-REPORTS = ROOT / ".tox" / "reports"
 CONSTRAINTS = ROOT / "dist" / "constraints.txt"
 LOWEST = (3, 11)
 MINORS = (11, 12, 13)
@@ -61,68 +67,6 @@ INSTALLS: dict[str, tuple[str, ...]] = {
         "-e", "tools/natlab[plot]", "group:dev",
     ),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Tier:
-    """A set of tox environments that is asked for by one name."""
-
-    name: str
-    about: str
-    envs: tuple[str, ...]
-    from_wheels: bool = False
-    every_python: bool = False
-    packages: tuple[str, ...] = ()  # Debian packages
-    packages_required: bool = True  # else its tests skip themselves, with their reason
-    tests: str = ""  # the tier is skipped while this folder holds no test
-    marker: str = ""  # the tier is skipped while no test bears this marker
-
-
-TIERS = (
-    Tier("lint", "ruff: rules and formatting", ("lint",)),
-    Tier("imports", "the rules of direction", ("imports",)),
-    Tier("wheels", "build all distributions, check the wheels", ("wheels",)),
-    Tier("type", "mypy --strict", ("type",), from_wheels=True),
-    Tier("core", "warpgate-core alone", ("core",), from_wheels=True, every_python=True),
-    Tier("direct", "warpgate-plugin-direct alone", ("direct",), from_wheels=True, every_python=True),
-    Tier("punch", "warpgate-plugin-punch alone", ("punch",), from_wheels=True, every_python=True),
-    Tier("turn", "warpgate-plugin-turn alone", ("turn",), from_wheels=True, every_python=True),
-    Tier("meta", "the repository itself", ("meta",), from_wheels=True, tests="tests/meta"),
-    Tier(
-        "seeds", "the documents' programs beside aionetiface", ("seeds",), from_wheels=True,
-        packages=("build-essential", "python3-dev"), tests="tests/seeds",
-    ),
-    Tier(
-        "e2e", "processes and network namespaces", ("e2e",), from_wheels=True,
-        packages=("iproute2",), packages_required=False, tests="tests/e2e",
-    ),
-    Tier(
-        "broker", "nodes on real MQTT brokers", ("broker",), from_wheels=True,
-        packages=("mosquitto",), marker="broker",
-    ),
-    Tier(
-        "coturn", "relays over a real TURN server", ("coturn",), from_wheels=True,
-        packages=("coturn",), marker="coturn",
-    ),
-    Tier(
-        "netns", "the NAT laboratory, and what is proven in it", ("netns",), from_wheels=True,
-        packages=LAB_PACKAGES, packages_required=False, tests="tools/natlab/tests",
-    ),
-    Tier("fuzz", "a minute of fuzzing for all parsers", ("fuzz",), from_wheels=True),
-    Tier("slow", "what is marked slow", ("slow",), from_wheels=True, marker="slow"),
-)  # fmt: skip
-
-
-@dataclass
-class Outcome:
-    """How one environment, or a tier that was not run, ended."""
-
-    tier: str
-    env: str
-    skipped: str = ""  # why it was not run
-    failed: bool = False
-    seconds: float = 0.0
-    counts: tuple[int, int, int] | None = None  # tests passed, failed, skipped
 
 
 def requirements(names: tuple[str, ...]) -> list[str]:
@@ -220,33 +164,6 @@ def pythons(path: str) -> list[str]:
     return found
 
 
-def read_counts(report: Path) -> tuple[int, int, int] | None:
-    """Return how many tests passed, failed and were skipped, from pytest's JUnit report."""
-    if not report.exists():
-        return None
-    total = failed = skipped = 0
-    for suite in ET.parse(report).getroot().iter("testsuite"):
-        total += int(suite.get("tests", 0))
-        failed += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
-        skipped += int(suite.get("skipped", 0))
-    return max(total - failed - skipped, 0), failed, skipped
-
-
-def run_env(tier: str, env: str, path: str, extra: list[str]) -> Outcome:
-    """Run one tox environment."""
-    say(f"\n==== {env}")
-    report = REPORTS / f"{env}.xml"
-    report.unlink(missing_ok=True)
-    REPORTS.mkdir(parents=True, exist_ok=True)
-    environ = {**os.environ, "PATH": path, "UV_PYTHON_DOWNLOADS": "never"}
-    for name in ("VIRTUAL_ENV", "PYTHONPATH", "PIP_CONSTRAINT", "UV_CONSTRAINT"):
-        environ.pop(name, None)  # what a shell may have set must not reach the environments
-    command = [str(BIN / "python"), "-m", "tox", "run", "-q", "-e", env]
-    start = time.monotonic()
-    status = subprocess.run([*command, *extra], cwd=ROOT, env=environ, check=False).returncode
-    return Outcome(tier, env, "", status != 0, time.monotonic() - start, read_counts(report))
-
-
 def why_not(tier: Tier) -> str:
     """Return the reason to skip a tier, after installing what it needs; or nothing."""
     tests = list((ROOT / tier.tests).rglob("test_*.py")) if tier.tests else []
@@ -264,7 +181,7 @@ def why_not(tier: Tier) -> str:
 
 
 def run_tiers(names: list[str], versions: list[str], extra: list[str]) -> int:
-    """Run tiers in their order, print the summary, return the exit code."""
+    """Run tiers, those in the laboratory beside the others; print the summary, return the exit code."""
     begin = time.time()
     install("tox")
     path = search_path()
@@ -272,54 +189,65 @@ def run_tiers(names: list[str], versions: list[str], extra: list[str]) -> int:
     chosen = [tier for tier in TIERS if tier.name in names]
     if any(tier.from_wheels for tier in chosen) and "wheels" not in names:
         chosen.insert(0, next(tier for tier in TIERS if tier.name == "wheels"))
-    outcomes: list[Outcome] = []
-    for tier in chosen:
+    # apt-get bears no company, so all is installed before anything runs.
+    reasons = {tier.name: why_not(tier) for tier in chosen}
+    outcomes: dict[str, list[Outcome]] = {}
+
+    def run(tier: Tier, *, log: Path | None = None) -> None:
+        outcomes[tier.name] = found = []
         if tier.from_wheels and not (
             CONSTRAINTS.exists() and CONSTRAINTS.stat().st_mtime >= begin - 2
         ):
-            outcomes.append(
-                Outcome(tier.name, "", "not run: the wheels were not built", failed=True)
-            )
-            continue
-        reason = why_not(tier)
-        if reason:
-            outcomes.append(Outcome(tier.name, "", reason))
-            continue
-        for env in tier.envs:
-            if not tier.every_python:
-                outcomes.append(
-                    run_env(tier.name, env, path, extra if tier.tests or tier.marker else [])
-                )
-                continue
-            for version in versions or [f"3.{minor}" for minor in MINORS]:
-                full = f"py{version.replace('.', '')}-{env}"
-                if version in here:
-                    outcomes.append(run_env(tier.name, full, path, extra))
-                else:
-                    outcomes.append(Outcome(tier.name, full, f"there is no Python {version} here"))
-    if not any(o.counts or not o.skipped for o in outcomes):
-        outcomes.append(Outcome("", "", "nothing was run", failed=True))
-    print("\n".join(summary(outcomes, time.time() - begin)), flush=True)
-    return 1 if any(o.failed for o in outcomes) else 0
+            found.append(Outcome(tier.name, "", "not run: the wheels were not built", failed=True))
+        elif reasons[tier.name]:
+            found.append(Outcome(tier.name, "", reasons[tier.name]))
+        for env, reason in [] if found else plan_envs(tier, versions, here):
+            if reason:
+                found.append(Outcome(tier.name, env, reason))
+            else:
+                arguments = extra if tier.every_python or tier.tests or tier.marker else []
+                found.append(run_env(tier.name, env, path, arguments, log))
+
+    first = [tier for tier in chosen if not tier.from_wheels]
+    beside = [tier for tier in chosen if tier.beside]
+    for tier in first:
+        run(tier)
+
+    def run_beside() -> None:
+        for tier in beside:
+            run(tier, log=REPORTS / f"{tier.name}.log")
+
+    lane = threading.Thread(target=run_beside)
+    lane.start()
+    for tier in chosen:
+        if tier not in first and tier not in beside:
+            run(tier)
+    if lane.is_alive():
+        say(f"\n-- waiting for {', '.join(tier.name for tier in beside)}")
+    lane.join()
+    for tier in beside:
+        log = REPORTS / f"{tier.name}.log"
+        say(f"\n==== {tier.name}, which ran beside the others")
+        say(log.read_text("utf-8", "replace") if log.exists() else "it was not run")
+    ended = [outcome for tier in chosen for outcome in outcomes[tier.name]]
+    if not any(o.counts or not o.skipped for o in ended):
+        ended.append(Outcome("", "", "nothing was run", failed=True))
+    print("\n".join(summary(ended, time.time() - begin)), flush=True)
+    return 1 if any(o.failed for o in ended) else 0
 
 
-def summary(outcomes: list[Outcome], seconds: float) -> list[str]:
-    """Return the lines that end a run; the last one is ``N passed, N failed``."""
-    lines = ["", "==== summary"]
-    passed = failed = 0
-    for item in outcomes:
-        good, bad, skipped = item.counts or (0, 0, 0)
-        bad = max(bad, int(item.failed))
-        passed, failed = passed + good, failed + bad
-        label = f"{item.env or item.tier:<14}"
-        if item.skipped:
-            lines.append(f"{label} {'FAILED ' if item.failed else 'skipped'}  {item.skipped}")
-            continue
-        tests = f"  {good} passed, {bad} failed, {skipped} skipped" if item.counts else ""
-        lines.append(
-            f"{label} {'FAILED ' if item.failed else 'ok     '} {item.seconds:7.1f} s{tests}"
+def plan_envs(tier: Tier, versions: list[str], here: list[str]) -> list[tuple[str, str]]:
+    """Return a tier's environments, each with the reason not to run it, or nothing."""
+    if not tier.every_python:
+        return [(env, "") for env in tier.envs]
+    return [
+        (
+            f"py{version.replace('.', '')}-{env}",
+            "" if version in here else f"there is no Python {version} here",
         )
-    return [*lines, f"{'all':<14} {'':7} {seconds:7.1f} s", f"{passed} passed, {failed} failed"]
+        for env in tier.envs
+        for version in versions or [f"3.{minor}" for minor in MINORS]
+    ]
 
 
 def parse(argv: list[str]) -> tuple[Any, list[str]]:

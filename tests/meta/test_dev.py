@@ -11,15 +11,16 @@ from repository import ROOT, load_tool
 
 dev = load_tool("dev")
 system = load_tool("system_packages")
+tiers = load_tool("tiers")
 
 REPORT = '<testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10"/></testsuites>'
 
 
 def test_the_counts_of_a_report(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
-    assert dev.read_counts(report) is None
+    assert tiers.read_counts(report) is None
     report.write_text(REPORT, "utf-8")
-    assert dev.read_counts(report) == (4, 3, 3)
+    assert tiers.read_counts(report) == (4, 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -35,12 +36,12 @@ def test_the_counts_of_a_report(tmp_path: Path) -> None:
 def test_the_last_line_of_a_run(
     outcomes: list[tuple[str, bool, tuple[int, int, int] | None]], last: str
 ) -> None:
-    lines = dev.summary([dev.Outcome(n, n, failed=f, counts=c) for n, f, c in outcomes], 1.0)
+    lines = tiers.summary([tiers.Outcome(n, n, failed=f, counts=c) for n, f, c in outcomes], 1.0)
     assert lines[-1] == last
 
 
 def test_a_skipped_tier_says_why() -> None:
-    lines = dev.summary([dev.Outcome("e2e", "", skipped="no root")], 1.0)
+    lines = tiers.summary([tiers.Outcome("e2e", "", skipped="no root")], 1.0)
     assert any("e2e" in line and "skipped" in line and "no root" in line for line in lines)
 
 

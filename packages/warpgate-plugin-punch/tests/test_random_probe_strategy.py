@@ -243,6 +243,13 @@ async def test_a_peer_cannot_aim_it_anywhere(facts, monkeypatch, side, expected)
     assert not begun
 
 
+async def test_a_range_without_ports_is_told(make_plugin):
+    plugin = make_plugin(IP4)
+    side = SideNumbers(facts=BLOCK, ip="127.0.0.1", port=4000, low=5000, high=2000)
+    with pytest.raises(TraversalError, match="named no port"):
+        plugin._target(side)
+
+
 async def test_where_udp_is_blocked_the_peer_is_told(facts):
     facts(EASY, SideFacts(blocked=True))
     async with nodes() as (alice, bob):

@@ -98,6 +98,27 @@ async def test_a_taken_port_is_replaced_and_the_answer_says_so(nodes: list[Node]
     await ended(plugin)
 
 
+async def test_a_connection_of_the_last_round_has_its_time_to_be_proven(
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(_number: int) -> None:
+        pass
+
+    plugin = await attempt(*nodes)
+    await plugin._prepare()
+    monkeypatch.setattr(plugin, "_offer", nothing)
+    monkeypatch.setattr(strategy, "NEAR_PAUSE_S", 0)
+    plugin._made.handed = True
+    rounds = asyncio.create_task(plugin._rounds())
+    for _ in range(5 * schedule.ROUNDS):
+        await asyncio.sleep(0)
+    assert not rounds.done()
+    plugin._made.handed = False
+    with pytest.raises(TraversalError, match="in 4 rounds"):
+        await rounds
+    await ended(plugin)
+
+
 async def test_a_round_is_answered_once_and_old_ones_never(nodes: list[Node]) -> None:
     plugin = await attempt(*nodes)
     await plugin.run(offer(round=2))

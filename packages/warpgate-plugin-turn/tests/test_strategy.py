@@ -241,7 +241,7 @@ async def test_neither_side_has_a_relay(make: Any) -> None:
     await plugin._hear(facts(cause="none\x1b[31m here\neither"))
     text = str(plugin._result.error)
     assert "no TURN server is configured here" in text
-    assert "none there: none[31m here either" in text
+    assert "the peer says: none[31m here either" in text
     assert "\x1b" not in text
 
 

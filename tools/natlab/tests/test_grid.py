@@ -13,7 +13,7 @@ from warpgate_natlab.matrix import Cell, matrix, table
 from warpgate_natlab.possible import direct_possible
 from warpgate_natlab.profiles import GRID, PROFILES
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.timeout(600)]
 
 EXTRA = (
     ("linux", "linux"),

@@ -209,8 +209,9 @@ async def connect_stream(
             return await loop.create_connection(make, server[0], server[1], **options)
     except ssl.SSLCertVerificationError as error:
         raise CertificateRefused(
-            f"{doing}: its certificate is refused: {error.verify_message}; use the name that stands "
-            'in it, or name the authority\'s file in plugin_conf["turn"]["ca_file"] or SSL_CERT_FILE'
+            f"{doing}: its certificate is refused: {error.verify_message.rstrip('.')}; use the name "
+            "that stands in it, or name the authority's file in "
+            'plugin_conf["turn"]["ca_file"] or SSL_CERT_FILE'
         ) from error
     except TimeoutError as error:
         raise ServerUnreachable(f"{doing}: no connection within {timeout_s:g} s") from error

@@ -370,7 +370,7 @@ class Turn(Plugin):
             return
         own, theirs = self._cause, printable_cause(self._peer.cause)
         if self._allocation is None and own is not None and self._peer.relay is None and theirs:
-            self.result.set_exception(RelayError(f"no relay here: {own}; none there: {theirs}"))
+            self.result.set_exception(RelayError(f"no relay here: {own}; the peer says: {theirs}"))
             return
         waiting = self._peer_mapped - set(self._refused)
         if self._peer_mapped and not waiting and self._peer.relay is None:

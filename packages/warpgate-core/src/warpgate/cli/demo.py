@@ -150,7 +150,11 @@ async def _initiator(args: argparse.Namespace, show: Show) -> bool:
             theirs = await _hear(child)
         show.exchanged(mine, theirs)
         show.attempts(report)
-        pipe, report = await _connect(node, known, ["reverse_connect"], show)
+        again: list[str] | None = ["reverse_connect"]
+        if "reverse_connect" not in node.traversal.plugin_loaders:
+            show.line("reverse_connect is not installed (warpgate-plugin-direct): again as before")
+            again = args.strategy
+        pipe, report = await _connect(node, known, again, show)
         async with pipe:
             await pipe.send(PING)
             answered = await pipe.recv_n(len(PING), timeout=DEADLINE_S) == PING

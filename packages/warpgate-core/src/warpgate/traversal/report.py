@@ -26,7 +26,7 @@ class SkipReason(Enum):
     NO_ROUTE = "no interface of this machine leads to that address"
     LINK_LOCAL = "a link-local address is reachable only on its own link"
     RELAY_NEVER = 'relays are switched off (conf["relay"] = "never")'
-    RELAY_LIMIT = "turn_limit relay attempts were made already"
+    RELAY_LIMIT = "over turn_limit, the most relay attempts of one call"
     TOO_MANY = "more candidates than one strategy may try"
     NO_TIME = "the call was over before its turn"
     NOT_NEEDED = "another attempt had won before this one's turn"

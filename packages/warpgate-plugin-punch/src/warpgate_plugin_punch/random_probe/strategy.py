@@ -257,7 +257,8 @@ class RandomProbe(Plugin):
 
         """
         ip = f"{theirs.ip}%{self.nic.name}" if is_link_local(theirs.ip) else theirs.ip
-        port = theirs.port if theirs.facts.easy else guessed_ports(theirs, 1, random.Random())[0]
+        guess = [theirs.port] if theirs.facts.easy else guessed_ports(theirs, 1, random.Random())
+        port = guess[0] if guess else 0  # the peer's range may be none
         if not port:
             raise TraversalError("the peer named no port")
         return ip, port

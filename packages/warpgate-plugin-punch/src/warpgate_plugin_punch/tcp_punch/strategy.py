@@ -32,6 +32,8 @@ NEAR_END_S: Final = 0.7
 """How long the responder waits for another round: longer than the initiator lets one last."""
 NEAR_PAUSE_S: Final = 0.35
 """How long a round lasts where no NAT is in the way."""
+PROOF_S: Final = 0.05
+"""How often the initiator looks whether the last connection still has its time to be proven."""
 
 
 @register(phase="punch")
@@ -141,6 +143,8 @@ class TcpPunch(Plugin):
             await asyncio.sleep(schedule.pause(self._one_way_s) if far else NEAR_PAUSE_S)
             if self._volley is not None:
                 return  # it says how it ends
+        while self._made.handed:  # noqa: ASYNC110  # a timer of the candidates ends it
+            await asyncio.sleep(PROOF_S)
         silent = not self._answered and crosses_nat(self)
         heard = "the peer never answered the signal; " if silent else ""
         notes = "; ".join([*dict.fromkeys(self._notes), ""])
