@@ -181,7 +181,7 @@ def why_not(tier: Tier) -> str:
 
 
 def run_tiers(names: list[str], versions: list[str], extra: list[str]) -> int:
-    """Run tiers, those in the laboratory beside the others; print the summary, return the exit code."""
+    """Run tiers, those that mostly wait beside the others; print the summary, return the exit code."""
     begin = time.time()
     install("tox")
     path = search_path()
@@ -213,18 +213,26 @@ def run_tiers(names: list[str], versions: list[str], extra: list[str]) -> int:
     for tier in first:
         run(tier)
 
-    def run_beside() -> None:
+    def run_lane(word: str) -> None:
         for tier in beside:
-            run(tier, log=REPORTS / f"{tier.name}.log")
+            if tier.beside == word:
+                run(tier, log=REPORTS / f"{tier.name}.log")
 
-    lane = threading.Thread(target=run_beside)
-    lane.start()
+    lanes = [
+        threading.Thread(target=run_lane, args=(word,))
+        for word in sorted({t.beside for t in beside})
+    ]
+    for tier in beside:
+        (REPORTS / f"{tier.name}.log").unlink(missing_ok=True)
+    for lane in lanes:
+        lane.start()
     for tier in chosen:
         if tier not in first and tier not in beside:
             run(tier)
-    if lane.is_alive():
-        say(f"\n-- waiting for {', '.join(tier.name for tier in beside)}")
-    lane.join()
+    if any(lane.is_alive() for lane in lanes):
+        say("\n-- waiting for those that run beside")
+    for lane in lanes:
+        lane.join()
     for tier in beside:
         log = REPORTS / f"{tier.name}.log"
         say(f"\n==== {tier.name}, which ran beside the others")

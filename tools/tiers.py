@@ -31,9 +31,7 @@ class Tier:
     packages_required: bool = True  # else its tests skip themselves, with their reason
     tests: str = ""  # the tier is skipped while this folder holds no test
     marker: str = ""  # the tier is skipped while no test bears this marker
-    beside: bool = (
-        False  # it mostly waits, so it runs beside the others; its output comes at the end
-    )
+    beside: str = ""  # it mostly waits: it runs beside the others, after those of the same word
 
 
 TIERS = (
@@ -42,29 +40,38 @@ TIERS = (
     Tier("wheels", "build all distributions, check the wheels", ("wheels",)),
     Tier("type", "mypy --strict", ("type",), from_wheels=True),
     Tier("core", "warpgate-core alone", ("core",), from_wheels=True, every_python=True),
-    Tier("direct", "warpgate-plugin-direct alone", ("direct",), from_wheels=True, every_python=True),
-    Tier("punch", "warpgate-plugin-punch alone", ("punch",), from_wheels=True, every_python=True),
-    Tier("turn", "warpgate-plugin-turn alone", ("turn",), from_wheels=True, every_python=True),
+    Tier(
+        "direct", "warpgate-plugin-direct alone", ("direct",), from_wheels=True, every_python=True,
+        beside="plugins",
+    ),
+    Tier(
+        "punch", "warpgate-plugin-punch alone", ("punch",), from_wheels=True, every_python=True,
+        beside="plugins",
+    ),
+    Tier(
+        "turn", "warpgate-plugin-turn alone", ("turn",), from_wheels=True, every_python=True,
+        beside="plugins",
+    ),
     Tier("meta", "the repository itself", ("meta",), from_wheels=True, tests="tests/meta"),
     Tier(
         "seeds", "the documents' programs beside aionetiface", ("seeds",), from_wheels=True,
-        packages=("build-essential", "python3-dev"), tests="tests/seeds",
+        packages=("build-essential", "python3-dev"), tests="tests/seeds", beside="plugins",
     ),
     Tier(
         "e2e", "processes and network namespaces", ("e2e",), from_wheels=True,
-        packages=("iproute2",), packages_required=False, tests="tests/e2e",
+        packages=("iproute2",), packages_required=False, tests="tests/e2e", beside="plugins",
     ),
     Tier(
         "broker", "nodes on real MQTT brokers", ("broker",), from_wheels=True,
-        packages=("mosquitto",), marker="broker",
+        packages=("mosquitto",), marker="broker", beside="plugins",
     ),
     Tier(
         "coturn", "relays over a real TURN server", ("coturn",), from_wheels=True,
-        packages=("coturn",), marker="coturn", beside=True,
+        packages=("coturn",), marker="coturn", beside="laboratory",
     ),
     Tier(
         "netns", "the NAT laboratory, and what is proven in it", ("netns",), from_wheels=True,
-        packages=LAB_PACKAGES, packages_required=False, tests="tools/natlab/tests", beside=True,
+        packages=LAB_PACKAGES, packages_required=False, tests="tools/natlab/tests", beside="laboratory",
     ),
     Tier("fuzz", "a minute of fuzzing for all parsers", ("fuzz",), from_wheels=True),
     Tier("slow", "what is marked slow", ("slow",), from_wheels=True, marker="slow"),

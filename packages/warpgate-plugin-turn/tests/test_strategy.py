@@ -109,7 +109,7 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
         plugin: Any = Turn(None)
         plugin.manager, plugin.initiator, plugin.af = Manager(), initiator, IP4
         plugin.src_info = {"nic": "192.168.1.2", "nat": {"type": 0, "delta": 0}}
-        plugin.dest_info = {"node_id": "peer"}
+        plugin.dest_info = {"node_id": "peer", "af": IP4}
         plugin.node = SimpleNamespace(stats=Counters())
         plugin._result = Result()
         plugin.opened = opened
