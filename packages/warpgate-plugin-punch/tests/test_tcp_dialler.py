@@ -265,6 +265,29 @@ async def test_the_responder_waits_for_the_initiators_word() -> None:
         speaking[1].close()
 
 
+@pytest.mark.parametrize("initiator", [True, False])
+async def test_a_connection_holds_up_guesses_for_a_while_only(
+    monkeypatch: pytest.MonkeyPatch, initiator: bool
+) -> None:
+    """A guess may have met somebody else, who speaks first and is no peer."""
+    monkeypatch.setattr(candidates_module, "SPARE_AFTER_S", 0.05)
+    async with LeakCheck():
+        offered: asyncio.Queue[object] = asyncio.Queue()
+        made = Candidates(initiator, offered.put_nowait, pytest.fail)
+        near, far = await connected()
+        far.send(b"SSH-2.0-other")
+        made.add(near)
+        async with asyncio.timeout(GUARD_S):
+            while not made.fresh:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            pipe = await offered.get()
+            while made.fresh:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        pipe.abort()  # type: ignore[attr-defined]
+        await made.close()
+        far.close()
+
+
 async def test_candidates_closed_at_once_leave_nothing() -> None:
     async with LeakCheck():
         for initiator in (True, False):

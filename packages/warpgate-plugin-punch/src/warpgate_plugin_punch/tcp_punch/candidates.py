@@ -51,6 +51,12 @@ class Candidates:
         self._silent: set[socket.socket] = set()
         self._going: dict[asyncio.Task[None], socket.socket] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._fresh_until = 0.0
+
+    @property
+    def fresh(self) -> bool:
+        """Whether one was handed over so lately that its proof may be under way, on either side."""
+        return self._loop.time() < self._fresh_until
 
     def add(self, sock: socket.socket) -> None:
         """Take a connected socket."""
@@ -101,6 +107,7 @@ class Candidates:
 
     def _hand_over(self, sock: socket.socket) -> None:
         self.handed = True
+        self._fresh_until = self._loop.time() + SPARE_AFTER_S
         task = self._loop.create_task(self._adopt(sock))
         self._going[task] = sock
         task.add_done_callback(self._adopted)

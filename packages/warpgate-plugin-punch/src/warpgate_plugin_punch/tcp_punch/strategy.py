@@ -264,7 +264,7 @@ class TcpPunch(Plugin):
         if self._volley is not None or not (part.ports or self._theirs.hard):
             return
         self._sockets.stop_dialling()
-        self._volley = guessing.Volley(self.af, self._connected, lambda: self._made.handed)
+        self._volley = guessing.Volley(self.af, self._connected, lambda: self._made.fresh)
         target = (self._address(part.ip), part.ports[0] if part.ports else 0)
         self._sockets.expect(target[0])
         self._spawn(self._guesses((self._local_ip, self._own[0]), target, self._volley))
