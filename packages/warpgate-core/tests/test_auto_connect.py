@@ -663,3 +663,31 @@ async def test_a_time_out_of_the_callers_own(start):
             async with asyncio.timeout(0.01):
                 await auto_connect(alice, bob.address())
     assert alice.last_report.outcomes[0].cause == "the call was cancelled"
+
+
+class Knock(Plugin):
+    """Sends a signal, and gives up."""
+
+    name, transport, phase = "knock", "udp", "spray"
+
+    async def run(self, reply=None):
+        if reply is None:
+            await self.send_signal_msg(ConMsg())
+            await asyncio.sleep(0.1)
+        elif not self.initiator:
+            await self.send_signal_msg(ConMsg())
+        self.result.set_result(None)
+
+
+async def test_a_silent_peer_is_said_to_be_silent(start):
+    alice, bob = await start(Refuse), await start()
+    await auto_connect(alice, bob.address())
+    assert "answered no signal" in str(alice.last_report.error)
+
+
+async def test_a_peer_that_answers_is_not_called_silent(start):
+    alice, bob = await start(Knock), await start(Knock)
+    await auto_connect(alice, bob.address())
+    text = str(alice.last_report.error)
+    assert "no path to the peer" in text
+    assert "answered no signal" not in text

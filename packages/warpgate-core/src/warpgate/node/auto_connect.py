@@ -192,7 +192,7 @@ async def _race(
     report.outcomes, report.skips = race.outcomes, race.skips
     winner = await race.run(deadline - race.loop.time(), limit_s)
     if winner is None:
-        report.error = _explain(node, peer, options, report)
+        report.error = _explain(node, peer, options, report, race.heard)
         return None
     report.winner = outcome = winner.outcome
     if outcome.phase != "relay":  # or a peer once reached by a relay would stay on it
@@ -207,7 +207,9 @@ def _network(node: Node) -> Hashable:
     return frozenset((e.ip, e.ext_ip) for e in endpoints)
 
 
-def _explain(node: Node, peer: PeerAddress, options: PlanOptions, report: Report) -> WarpgateError:
+def _explain(
+    node: Node, peer: PeerAddress, options: PlanOptions, report: Report, heard: bool
+) -> WarpgateError:
     """Choose the exception that says best why there is no pipe."""
     if not report.outcomes:
         if any(skip.reason is SkipReason.NO_STRATEGY for skip in report.skips):
@@ -224,7 +226,9 @@ def _explain(node: Node, peer: PeerAddress, options: PlanOptions, report: Report
                 + (f", asked for {', '.join(sorted(map(af_name, wanted)))}" if options.afs else "")
             )
     lines = report.lines() or ["nothing could be tried"]
-    return NoPathError("no path to the peer:\n" + "\n".join(f"  {line}" for line in lines))
+    silent = ", which answered no signal and no dial: is it running, and has it a broker in common?"
+    head = "no path to the peer" + (silent if report.outcomes and not heard else "")
+    return NoPathError(f"{head}\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def check_options(

@@ -46,6 +46,7 @@ class Attempt:
         origin: by which way the peer's latest signal came.
         winner: the nominated pipe, once there is one.
         heard: how many signals of the peer have come.
+        met: whether a stream was connected to somebody.
         sends: signals on their way, and their copies; they end with the attempt.
         on_candidate: asked when a pipe of ours is proven; calls :meth:`nominate` on the winner.
         on_end: called once when the attempt has ended.
@@ -71,6 +72,7 @@ class Attempt:
         self.ended = False
         self.winner: Pipe | None = None
         self.heard = 0
+        self.met = False
         self.sends: set[asyncio.Task[None]] = set()
         self.loop = asyncio.get_running_loop()
         self.started = self.loop.time()
@@ -175,6 +177,7 @@ class Attempt:
     # Proof of the pipes that were handed over.
 
     def _offer_pipe(self, pipe: Pipe) -> None:
+        self.met = self.met or pipe.transport == "tcp"
         handshake = pipe.handshake
         if self.ended:
             if pipe is not self.winner:

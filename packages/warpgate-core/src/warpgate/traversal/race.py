@@ -72,6 +72,11 @@ class Race:
             raise
         return self.winner
 
+    @property
+    def heard(self) -> bool:
+        """Whether the peer has answered a signal, or a stream was connected."""
+        return any(attempt.heard or attempt.met for attempt in self._attempts)
+
     async def _decide(self, deadline: float) -> None:
         while self.winner is None:
             self._changed.clear()
