@@ -89,7 +89,7 @@ def test_a_black_hole_ends_by_the_deadline() -> None:
             facts = connect(nobody, prefix=left.prefix, timeout=DEADLINE_S)
             assert not facts["connected"]
             attempts = facts["report"]["attempts"]
-            assert {attempt["strategy"] for attempt in attempts} == set(STRATEGIES)
+            assert {attempt["strategy"] for attempt in attempts} >= set(STRATEGIES)
             assert any(attempt["status"] == "timeout" for attempt in attempts), facts["text"]
             took.append(facts["report"]["seconds"])
             if DEADLINE_S <= took[-1] <= DEADLINE_S + MARGIN_S:

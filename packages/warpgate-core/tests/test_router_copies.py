@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -188,6 +189,8 @@ async def test_an_attempt_asks_for_copies_until_it_hears_of_its_peer(start, make
     else:
 
         class Proof:
+            machine = SimpleNamespace(last_drop=None)
+
             def cancel(self):
                 attempt._proofs.discard(self)
 

@@ -48,7 +48,11 @@ async def make(certificates: Any) -> AsyncIterator[Any]:
                 pools.append(pool)
             node = SimpleNamespace(stats=Counters())
             plugin: Any = SimpleNamespace(
-                af=IP4, nic=loopback_interface(), budget=PacketBudget(), node=node
+                af=IP4,
+                nic=loopback_interface(),
+                budget=PacketBudget(),
+                node=node,
+                dest_info={"af": IP4},
             )
 
             def spawn(coroutine: Any) -> None:
