@@ -389,3 +389,44 @@ def test_nobody_waits_for_what_is_unlikely(virtual):
         return manager.started
 
     assert virtual(main()) == [("d", 0), ("r", 0)]
+
+
+def test_only_one_pipe_is_nominated_though_it_takes_effect_later(virtual, monkeypatch):
+    """Within a hello's own event a nomination ends only when the event has been handled."""
+
+    def late(self):
+        self.state = "nominating"
+        nominated.append(self.attempt.combination.strategy)
+        asyncio.get_running_loop().call_soon(self.attempt.end, "won")
+
+    nominated = []
+    monkeypatch.setattr(FakeHandshake, "nominate", late)
+
+    async def main():
+        script = {"d": [(0.015, "prove")], "s": [(0.01, "prove")]}
+        race, _ = a_race(script, combination("d"), replace(combination("s", "spray"), at_once=True))
+        await race.run(10)
+        return nominated
+
+    assert virtual(main()) == ["d"]
+
+
+def test_when_a_nomination_fails_the_next_proven_pipe_is_nominated(virtual, monkeypatch):
+    original = FakeHandshake.nominate
+
+    def expires(self):
+        if self.attempt.combination.strategy == "d":
+            self.state = "nominating"
+            asyncio.get_running_loop().call_soon(setattr, self, "state", "failed")
+        else:
+            original(self)
+
+    monkeypatch.setattr(FakeHandshake, "nominate", expires)
+
+    async def main():
+        script = {"d": [(0.015, "prove"), (0.016, "fail")], "s": [(0.01, "prove")]}
+        race, _ = a_race(script, combination("d"), replace(combination("s", "spray"), at_once=True))
+        winner = await race.run(10)
+        return winner.combination.strategy
+
+    assert virtual(main()) == "s"

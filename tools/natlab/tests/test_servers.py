@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -103,8 +104,14 @@ def test_the_time_server_tells_the_time(lab: Lab) -> None:
 
 def test_nodes_are_told_of_the_servers_they_can_reach(lab: Lab) -> None:
     a, b = lab.environ("a"), lab.environ("b")
-    assert a["WARPGATE_BROKERS"] == "mqtt://192.0.2.10:1883,mqtt://192.0.2.11:1883"
-    assert "[2001:db8:100::10]" in b["WARPGATE_BROKERS"]
+    # No family in common: a broker in common can only be one by name.
+    assert a["WARPGATE_BROKERS"] == "mqtt://broker0.lab:1883,mqtt://broker1.lab:1883"
+    assert b["WARPGATE_BROKERS"] == a["WARPGATE_BROKERS"]
+    look = [sys.executable, "-c", "import socket; print(socket.gethostbyname('broker0.lab'))"]
+    assert lab.a.run(look).stdout.strip() == "192.0.2.10"
+    look[-1] = "import socket; print(socket.getaddrinfo('broker0.lab', 1)[0][4][0])"
+    assert lab.b.run(look).stdout.strip() == "2001:db8:100::10"
+    assert "[2001:db8:100::20]" in b["WARPGATE_STUN"]
     assert a["WARPGATE_STUN"].split(",") == ["192.0.2.20:3478", "192.0.2.21:3478"]
 
 

@@ -41,7 +41,8 @@ class Handshake:
     Attributes:
         pipe: the pipe; nobody else reads or writes it until the hello is over.
         initiator: whether this side is the initiator.
-        state: ``running``, ``proven`` (an initiator that has not nominated yet), ``nominated`` or ``failed``.
+        state: ``running``, ``proven`` (an initiator that has not nominated yet), ``nominating``,
+            ``nominated`` or ``failed``.
         peer: the peer's public key once proven.
         plugin_id: the attempt's id once known.
         cause: why it failed.
@@ -92,11 +93,13 @@ class Handshake:
     def nominate(self) -> None:
         """Make this pipe the one of its attempt set: send M3 (initiator, once proven)."""
         if self.state == "proven" and isinstance(self.machine, Initiator):
+            # Within the driver's own event M3 leaves only afterwards: nobody may choose another pipe.
+            self.state = "nominating"
             self._driver.call(self.machine.nominate)
 
     def cancel(self) -> None:
         """Give the pipe up without a word to the owner."""
-        if self.state in ("running", "proven"):
+        if self.state in ("running", "proven", "nominating"):
             self.state = "failed"
             self._driver.close()
             self.pipe.abort()

@@ -201,9 +201,18 @@ class Race:
         if self._hold is not None:
             self._hold.cancel()
             self._hold = None
+        if self.winner is not None:
+            return
         for _, handshake in self._proven():
-            if self.winner is None:
-                handshake.nominate()
+            handshake.nominate()
+            if handshake.state != "failed":
+                # M3 is on its way, at the latest when this turn ends: there is only one.
+                self.loop.call_soon(self._check_nominated, handshake)
+                return
+
+    def _check_nominated(self, handshake: Handshake) -> None:
+        if handshake.state == "failed" and self._proven() and not self._better_running():
+            self._nominate_best()
 
     # The end.
 
