@@ -266,3 +266,26 @@ def test_a_relay_is_likely_when_nothing_else_has_a_chance(behind, near):
     assert not plan(*behind(6, 6), [*hopeless, UDP_PUNCH, TURN]).relay_likely
     assert not plan(*behind(6, 6), [*hopeless, PROBE]).relay_likely
     assert not plan(*near, ALL).relay_likely
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_nobody_waits_for_a_side_that_reaches_no_stun_server(make_address, make_nic, here):
+    """It is in a network that lets out the web alone; then a relay is what is left."""
+    sides = [
+        make_address(["192.168.1.2"], machine=HERE, nat=NATType.BLOCKED),
+        make_address(["203.0.113.5"], machine=THERE, nat=NATType.OPEN),
+    ]
+    local, remote = sides if here else sides[::-1]
+    own = "192.168.1.2/24" if here else "203.0.113.5/24"
+    found = plan(local, remote, [make_nic("eth0", 1, own)], [DIRECT, UDP_PUNCH, TURN])
+    unlikely = {c.strategy: c.unlikely for c in found.combinations}
+    assert unlikely == {"direct_connect": True, "udp_punch": True, "turn": False}
+    assert found.relay_likely
+
+
+def test_a_side_whose_tcp_gets_out_is_waited_for(make_address, make_nic):
+    ext = {"192.168.1.2": "198.51.100.1"}
+    local = make_address(["192.168.1.2"], machine=HERE, nat=NATType.BLOCKED, ext=ext)
+    remote = make_address(["203.0.113.5"], machine=THERE, nat=NATType.OPEN)
+    found = plan(local, remote, [make_nic("eth0", 1, "192.168.1.2/24")], [DIRECT, TURN])
+    assert not found.relay_likely

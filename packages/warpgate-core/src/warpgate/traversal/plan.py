@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from warpgate.nat.pair import NatPair
-from warpgate.net.constants import EXT_BIND, IP4, IP6, PHASES, ROUTE_TYPES
+from warpgate.net.constants import EXT_BIND, IP4, IP6, PHASES, ROUTE_TYPES, NATType
 from warpgate.protocol.peer_address import PeerAddress
 from warpgate.traversal.paths import (
     TIER_ELSEWHERE,
@@ -209,6 +209,7 @@ def _combine(
         key = (path.af, path.src_index, path.ip, path.port)
         detail = path.ip
         elsewhere = _of_another_network(local, remote, path)
+        unlikely = elsewhere or (strategy.phase != "relay" and _cut_off(local, remote, path))
         cause = _impossible(strategy, nat_pair(local, remote, path))
         if key in seen:
             reason = SkipReason.SAME_AS_OTHER_ROUTE
@@ -223,7 +224,7 @@ def _combine(
             again = options.remembered == (strategy.name, path.af, path.route_type)
             chosen.append(
                 Combination(
-                    strategy.name, strategy.phase, strategy.group, path, delay_s, again, elsewhere
+                    strategy.name, strategy.phase, strategy.group, path, delay_s, again, unlikely
                 )
             )
             delay_s += STAGGER_PRIVATE_S if path.private else STAGGER_PUBLIC_S
@@ -244,6 +245,21 @@ def _of_another_network(local: PeerAddress, remote: PeerAddress, path: Path) -> 
     if mine is None or theirs is None or theirs.ext_ip is None:
         return False
     return theirs.ext_ip not in (theirs.ip, mine.ext_ip or mine.ip)
+
+
+def _cut_off(local: PeerAddress, remote: PeerAddress, path: Path) -> bool:
+    """Return whether a side behind a NAT reached no STUN server at all, neither over UDP nor over TCP.
+
+    Such a network mostly lets out nothing but the web; still, a server may just have been down.
+    """
+    if path.tier < TIER_PUBLIC:
+        return False
+    mine = local.interfaces[path.src_index].endpoint(path.af)
+    theirs = remote.interfaces[path.dest_index].endpoint(path.remote_af)
+    return any(
+        side is not None and side.nat == NATType.BLOCKED and side.ext_ip is None
+        for side in (mine, theirs)
+    )
 
 
 def _carries(strategy: StrategyInfo, path: Path) -> bool:
