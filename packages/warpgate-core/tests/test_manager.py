@@ -259,6 +259,12 @@ async def test_a_newer_address_is_remembered_and_an_older_one_is_not(
         node.traversal.signals.on_signal(peer, request(peer, plugin_id), LOOPBACK)
     attempt = node.traversal.find(old.node_id, plugin_id)
     assert attempt.peer is new
+    told = []
+    attempt.on_news = lambda: told.append(attempt.peer)
+    newest = make_address(["127.0.0.1"], identity=identity, machine=machine, sequence=3)
+    for peer in (newest, newest, old):
+        node.traversal.signals.on_signal(peer, request(peer, plugin_id), LOOPBACK)
+    assert told == [newest]
 
 
 async def test_an_ended_attempt_leaves_a_tombstone_until_the_ttl(start, wait_class, stranger):

@@ -15,7 +15,7 @@ from warpgate.net.constants import IP4, NIC_BIND
 from warpgate.traversal.paths import Path
 from warpgate.traversal.plan import GROUPS, Combination, Plan
 from warpgate.traversal.race import PREFERENCE_S, Race
-from warpgate.traversal.report import AttemptOutcome, SkipReason
+from warpgate.traversal.report import AttemptOutcome, Skip, SkipReason
 
 OPENS_S = {"direct": 0.0, "punch": 0.05, "spray": 0.3, "relay": 3.0}
 FOLLOWS = {"spray": "punch"}
@@ -43,6 +43,7 @@ class FakeAttempt:
             combination.strategy, combination.phase, IP4, NIC_BIND, "", "", ""
         )
         self.winner = None
+        self.proving = False
         self.handshakes = []
         self.cleanup = None
         self.on_candidate = self.on_end = None
@@ -430,3 +431,48 @@ def test_when_a_nomination_fails_the_next_proven_pipe_is_nominated(virtual, monk
         return winner.combination.strategy
 
     assert virtual(main()) == "s"
+
+
+def newer_plan(*combinations, impossible=()):
+    skips = [Skip(name, SkipReason.IMPOSSIBLE, IP4, NIC_BIND, "no way") for name in impossible]
+    return Plan(combinations, tuple(skips))
+
+
+def test_newer_facts_end_and_skip_what_they_rule_out(virtual):
+    async def main():
+        race, manager = a_race({}, *CASCADE)
+        loop = asyncio.get_running_loop()
+        others = [c for c in CASCADE if c.strategy not in ("d", "p", "late")]
+        newer = newer_plan(*others, impossible=["d", "p", "late"])
+        loop.call_later(0.2, race.rule_out, newer)
+        await race.run(10)
+        ended = {o.strategy: (o.status, o.cause) for o in race.outcomes}
+        return manager.started, ended, [s.strategy for s in race.skips]
+
+    started, ended, skips = virtual(main())
+    assert started == [("d", 0), ("p", 0.05), ("s", 0.2), ("r", 3.0)]
+    assert ended["d"][0] == ended["p"][0] == "failed"
+    assert "no way" in ended["d"][1]
+    assert skips == ["late"]
+
+
+def test_newer_facts_leave_alone_what_one_path_still_allows(virtual):
+    async def main():
+        race, _ = a_race({"d": [(0.3, "prove")]}, combination("d"))
+        newer = newer_plan(combination("d"), impossible=["d"])
+        asyncio.get_running_loop().call_later(0.2, race.rule_out, newer)
+        winner = await race.run(10)
+        return winner.combination.strategy
+
+    assert virtual(main()) == "d"
+
+
+def test_newer_facts_make_something_unlikely_so_that_nobody_waits(virtual):
+    async def main():
+        race, manager = a_race({}, combination("d"), combination("r", "relay"))
+        newer = newer_plan(replace(combination("d"), unlikely=True), combination("r", "relay"))
+        asyncio.get_running_loop().call_later(0.2, race.rule_out, newer)
+        await race.run(10)
+        return manager.started
+
+    assert virtual(main()) == [("d", 0), ("r", 0.2)]

@@ -190,7 +190,18 @@ async def _race(
     node.notify(ConnectStarted(peer.node_id, len(chosen.combinations), len(chosen.skips)))
     race = Race(manager, peer, chosen)
     report.outcomes, report.skips = race.outcomes, race.skips
-    winner = await race.run(deadline - race.loop.time(), limit_s)
+
+    def replan() -> None:
+        newer = manager.plan_for(race.newest, options)
+        race.rule_out(newer)
+        prepare_relays(manager, newer)
+
+    race.on_news = replan  # a node that has just started learns only now what its NAT does
+    forget = node.network.on_change(replan)
+    try:
+        winner = await race.run(deadline - race.loop.time(), limit_s)
+    finally:
+        forget()
     if winner is None:
         report.error = _explain(node, peer, options, report, race.heard)
         return None

@@ -50,6 +50,7 @@ class Attempt:
         sends: signals on their way, and their copies; they end with the attempt.
         on_candidate: asked when a pipe of ours is proven; calls :meth:`nominate` on the winner.
         on_end: called once when the attempt has ended.
+        on_news: called when a signal has brought a newer address of the peer.
 
     """
 
@@ -68,6 +69,7 @@ class Attempt:
         self.origin: SignalOrigin | None = None
         self.on_candidate: Callable[[Attempt, Handshake], None] | None = None
         self.on_end: Callable[[Attempt], None] | None = None
+        self.on_news: Callable[[], None] | None = None
         self.key = (peer.node_id, plugin.plugin_id)
         self.ended = False
         self.winner: Pipe | None = None

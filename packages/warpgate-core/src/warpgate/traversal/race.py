@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from warpgate.errors import PluginError
@@ -27,6 +29,7 @@ class Race:
     """One ``auto_connect`` call's attempts against one peer.
 
     ``winner`` is the attempt whose pipe was nominated; ``outcomes`` and ``skips`` feed the report.
+    ``on_news`` is called when a signal brings a newer address of the peer.
     """
 
     def __init__(self, manager: TraversalManager, peer: PeerAddress, plan: Plan) -> None:
@@ -45,6 +48,7 @@ class Race:
         self._candidates: list[tuple[Attempt, Handshake]] = []
         self._hold: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
+        self.on_news: Callable[[], None] | None = None
 
     async def run(self, timeout_s: float, limit_s: float | None = None) -> Attempt | None:
         """Race until a pipe has won, nothing is left to try, or the time is up.
@@ -71,6 +75,35 @@ class Race:
             await self._tear_down("the call was cancelled")
             raise
         return self.winner
+
+    @property
+    def newest(self) -> PeerAddress:
+        """The newest address that the peer has signed, as its signals told."""
+        return max([self.peer, *(a.peer for a in self._attempts)], key=lambda each: each.sequence)
+
+    def rule_out(self, newer: Plan) -> None:
+        """End and skip what newer facts make impossible, so that nobody waits for it.
+
+        Args:
+            newer: what a plan of now says.
+
+        """
+        possible = {_kind(c) for c in newer.combinations}
+        likely = {_kind(c) for c in newer.combinations if not c.unlikely}
+        for attempt, combination in self._attempts.items():
+            if _kind(combination) in possible - likely:
+                self._attempts[attempt] = replace(combination, unlikely=True)
+        for skip in newer.skips:
+            kind = (skip.strategy, skip.af, skip.route_type)
+            if skip.reason is not SkipReason.IMPOSSIBLE or kind in possible:
+                continue
+            for combination in [c for c in self._waiting if _kind(c) == kind]:
+                self._waiting.remove(combination)
+                self.skips.append(skip)
+            for attempt in [a for a in self._running if _kind(self._attempts[a]) == kind]:
+                if not attempt.proving:
+                    attempt.lose(f"{skip.reason.value}: {skip.detail}", "failed")
+        self._changed.set()
 
     @property
     def heard(self) -> bool:
@@ -150,6 +183,7 @@ class Race:
         attempt.outcome.started_s = self.loop.time() - self.started
         attempt.on_candidate = self._candidate
         attempt.on_end = self._ended
+        attempt.on_news = self.on_news
         self.outcomes.append(attempt.outcome)
         self._attempts[attempt] = combination
         self._running.add(attempt)
@@ -226,6 +260,10 @@ class Race:
         self._waiting.clear()
         losers = [attempt for attempt in self._attempts if attempt is not self.winner]
         await self.manager.settle(losers, CLOSE_GRACE_S)
+
+
+def _kind(combination: Combination) -> tuple[str, int | None, int | None]:
+    return combination.strategy, combination.path.af, combination.path.route_type
 
 
 def _skip(combination: Combination, reason: SkipReason) -> Skip:

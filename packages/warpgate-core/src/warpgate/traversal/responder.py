@@ -51,12 +51,15 @@ class SignalDoor:
         if own or not (answer or manager.proofs.allowed(peer.key, plugin_id)):
             manager.stats.count("signals_refused")
         elif attempt is not None:
+            newer = peer.sequence > attempt.peer.sequence
             if peer.sequence >= attempt.peer.sequence:
                 attempt.peer = peer
             attempt.origin = origin
             attempt.heard += 1
             if not attempt.reenter(msg):
                 manager.stats.count("signals_too_many_pending")
+            if newer and attempt.on_news is not None:
+                attempt.on_news()
         elif manager.history.is_buried((peer.node_id, plugin_id), _now()):
             manager.stats.count("signals_late")
         else:
