@@ -20,6 +20,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -39,6 +40,7 @@ from tools.tiers import (
     VENV,
     Outcome,
     Tier,
+    run_again,
     run_env,
     summary,
 )
@@ -183,6 +185,8 @@ def why_not(tier: Tier) -> str:
 def run_tiers(names: list[str], versions: list[str], extra: list[str]) -> int:
     """Run tiers, those that mostly wait beside the others; print the summary, return the exit code."""
     begin = time.time()
+    # A shell starts its background jobs with SIGINT ignored, and they hand that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     install("tox")
     path = search_path()
     here = pythons(path)
@@ -237,6 +241,9 @@ def run_tiers(names: list[str], versions: list[str], extra: list[str]) -> int:
         log = REPORTS / f"{tier.name}.log"
         say(f"\n==== {tier.name}, which ran beside the others")
         say(log.read_text("utf-8", "replace") if log.exists() else "it was not run")
+    if sum(tier.from_wheels for tier in chosen) > 1:
+        for found in outcomes.values():
+            found[:] = [run_again(outcome, path, extra) for outcome in found]
     ended = [outcome for tier in chosen for outcome in outcomes[tier.name]]
     if not any(o.counts or not o.skipped for o in ended):
         ended.append(Outcome("", "", "nothing was run", failed=True))

@@ -88,6 +88,20 @@ class Outcome:
     failed: bool = False
     seconds: float = 0.0
     counts: tuple[int, int, int] | None = None  # tests passed, failed, skipped
+    only_alone: tuple[str, ...] = ()  # tests that passed at their second run only
+
+
+MOST_AGAIN = 10
+"""With more failed tests than that it is no neighbour's fault: none of them is run again."""
+
+
+def failed_tests(report: Path) -> tuple[str, ...]:
+    """Return the names of the tests that failed, from pytest's JUnit report."""
+    if not report.exists():
+        return ()
+    cases = ET.parse(report).getroot().iter("testcase")
+    bad = (c for c in cases if c.find("failure") is not None or c.find("error") is not None)
+    return tuple(dict.fromkeys(str(case.get("name")) for case in bad))
 
 
 def read_counts(report: Path) -> tuple[int, int, int] | None:
@@ -110,6 +124,9 @@ def run_env(tier: str, env: str, path: str, extra: list[str], log: Path | None =
     REPORTS.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
     environ = {**os.environ, "PATH": path, "UV_PYTHON_DOWNLOADS": "never"}
+    # Environments run beside each other: each remembers its own failed tests.
+    cache = f"-o cache_dir={ROOT / '.tox' / 'cache' / env}"
+    environ["PYTEST_ADDOPTS"] = f"{environ.get('PYTEST_ADDOPTS', '')} {cache}".strip()
     for name in ("VIRTUAL_ENV", "PYTHONPATH", "PIP_CONSTRAINT", "UV_CONSTRAINT"):
         environ.pop(name, None)  # what a shell may have set must not reach the environments
     command = [str(BIN / "python"), "-m", "tox", "run", "-q", "-e", env]
@@ -120,6 +137,29 @@ def run_env(tier: str, env: str, path: str, extra: list[str], log: Path | None =
             stdout=output, stderr=subprocess.STDOUT if output else None,
         ).returncode  # fmt: skip
     return Outcome(tier, env, "", status != 0, time.monotonic() - start, read_counts(report))
+
+
+def run_again(first: Outcome, path: str, extra: list[str]) -> Outcome:
+    """Run alone what failed while other tiers ran beside; return what counts.
+
+    The tests measure real time on shared processors, so that a neighbour can make one fail. What
+    fails alone, too, has failed; what passes is named in the summary.
+    """
+    names = failed_tests(REPORTS / f"{first.env}.xml")
+    if not (first.failed and first.counts and 0 < first.counts[1] <= MOST_AGAIN and names):
+        return first
+    say(f"\n-- {first.env}: again, alone: {', '.join(names)}")
+    extra = extra or ["--"]
+    only_those = ["--last-failed", "--last-failed-no-failures=none"]
+    second = run_env(first.tier, first.env, path, [*extra, *only_those])
+    passed, failed, skipped = first.counts
+    again, bad, _ = second.counts or (0, failed, 0)
+    if second.failed or again < failed or bad:
+        return first
+    return Outcome(
+        first.tier, first.env, "", False, first.seconds + second.seconds,
+        (passed + failed, 0, skipped), names,
+    )  # fmt: skip
 
 
 def summary(outcomes: list[Outcome], seconds: float) -> list[str]:
@@ -138,4 +178,8 @@ def summary(outcomes: list[Outcome], seconds: float) -> list[str]:
         lines.append(
             f"{label} {'FAILED ' if item.failed else 'ok     '} {item.seconds:7.1f} s{tests}"
         )
+        if item.only_alone:
+            lines.append(
+                f"{'':<14} failed beside others, passed alone: {', '.join(item.only_alone)}"
+            )
     return [*lines, f"{'all':<14} {'':7} {seconds:7.1f} s", f"{passed} passed, {failed} failed"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,57 @@ def test_the_last_line_of_a_run(
 def test_a_skipped_tier_says_why() -> None:
     lines = tiers.summary([tiers.Outcome("e2e", "", skipped="no root")], 1.0)
     assert any("e2e" in line and "skipped" in line and "no root" in line for line in lines)
+
+
+TWO_FAILED = """<testsuite><testcase name="test_a"><failure/></testcase><testcase name="test_b"/>
+<testcase name="test_c"><error/></testcase></testsuite>"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "passes"),
+    [
+        ((5, 2, 1), (2, 0, 0), True),
+        ((5, 2, 1), (1, 1, 0), False),
+        ((5, 2, 1), (1, 0, 1), False),
+        ((5, 2, 1), None, False),
+        ((50, 11, 0), (11, 0, 0), False),
+    ],
+    ids=["passed alone", "failed again", "skipped alone", "did not run", "too many"],
+)
+def test_what_fails_beside_others_is_run_once_more_alone(
+    first: tuple[int, int, int],
+    second: tuple[int, int, int] | None,
+    passes: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    asked: list[list[str]] = []
+
+    def run_env(tier: str, env: str, path: str, extra: list[str]) -> Any:
+        asked.append(extra)
+        return tiers.Outcome(tier, env, failed=second is None or second[1] > 0, counts=second)
+
+    (tmp_path / "netns.xml").write_text(TWO_FAILED, "utf-8")
+    monkeypatch.setattr(tiers, "REPORTS", tmp_path)
+    monkeypatch.setattr(tiers, "run_env", run_env)
+    before = tiers.Outcome("netns", "netns", failed=True, counts=first)
+    after = tiers.run_again(before, "", ["--", "-x"])
+    assert after.failed is not passes
+    assert asked in ([], [["--", "-x", "--last-failed", "--last-failed-no-failures=none"]])
+    text = "\n".join(tiers.summary([after], 1.0))
+    assert ("passed alone: test_a, test_c" in text) is passes
+    assert text.endswith(
+        "7 passed, 0 failed" if passes else f"{first[0]} passed, {first[1]} failed"
+    )
+
+
+def test_what_passed_or_never_ran_is_not_run_again() -> None:
+    for outcome in (
+        tiers.Outcome("core", "core", counts=(5, 0, 0)),
+        tiers.Outcome("lint", "lint", failed=True),
+        tiers.Outcome("e2e", "", skipped="no root"),
+    ):
+        assert tiers.run_again(outcome, "", []) is outcome
 
 
 def test_groups_are_expanded() -> None:

@@ -29,9 +29,15 @@ with Lab("linux-upnp", "cgnat", servers="mqtt,stun") as lab:
 """
 
 
+def heed_sigint() -> None:
+    """Undo, in a child, what a shell does to its background jobs: they ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Held:
     def __init__(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE)
+        argv = [sys.executable, "-c", HOLDER]
+        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, preexec_fn=heed_sigint)
         assert self.process.stdout is not None
         words = self.process.stdout.readline().split()
         self.run = words[0].decode()
@@ -92,7 +98,9 @@ def test_a_command_with_several_laboratories_ends_at_once(
     command: list[str], number: signal.Signals
 ) -> None:
     argv = [sys.executable, "-m", "warpgate_natlab", *command]
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heed_sigint
+    )
 
     def mine() -> list[str]:
         found = []
