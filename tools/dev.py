@@ -10,7 +10,8 @@
 
 What is missing is installed: Python packages into ``.venv`` (once; again when a ``pyproject.toml``
 changes), system packages by apt-get when run as root. The last line of ``test`` is ``N passed, N
-failed``: a tier that fails without a failed test in it counts as one failure.
+failed``: a tier that fails without a failed test in it counts as one failure. Tiers run beside each
+other; what fails then is run once more alone, which decides, and the summary names it.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
 import time
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def run_env(tier: str, env: str, path: str, extra: list[str], log: Path | None =
     report.unlink(missing_ok=True)
     environ = {**os.environ, "PATH": path, "UV_PYTHON_DOWNLOADS": "never"}
     # Environments run beside each other: each remembers its own failed tests.
-    cache = f"-o cache_dir={ROOT / '.tox' / 'cache' / env}"
+    cache = "-o " + shlex.quote(f"cache_dir={ROOT / '.tox' / 'cache' / env}")
     environ["PYTEST_ADDOPTS"] = f"{environ.get('PYTEST_ADDOPTS', '')} {cache}".strip()
     for name in ("VIRTUAL_ENV", "PYTHONPATH", "PIP_CONSTRAINT", "UV_CONSTRAINT"):
         environ.pop(name, None)  # what a shell may have set must not reach the environments
