@@ -19,7 +19,8 @@ from warpgate.events import ConnectFinished, ConnectStarted
 from warpgate.net.constants import IP4, IP6, ROUTE_TYPES, af_name, transport_name
 from warpgate.node.resolve import pin, resolve
 from warpgate.traversal.attempt import CLOSE_GRACE_S
-from warpgate.traversal.plan import PlanOptions
+from warpgate.traversal.news import News
+from warpgate.traversal.plan import TURN_LIMIT, PlanOptions
 from warpgate.traversal.prepare import prepare_relays
 from warpgate.traversal.race import Race
 from warpgate.traversal.report import Report, SkipReason
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from warpgate.traversal.attempt import Attempt
 
 TIMEOUT_S = 60.0
-TURN_LIMIT = 3
 
 T = TypeVar("T")
 
@@ -190,18 +190,12 @@ async def _race(
     node.notify(ConnectStarted(peer.node_id, len(chosen.combinations), len(chosen.skips)))
     race = Race(manager, peer, chosen)
     report.outcomes, report.skips = race.outcomes, race.skips
-
-    def replan() -> None:
-        newer = manager.plan_for(race.newest, options)
-        race.rule_out(newer)
-        prepare_relays(manager, newer)
-
-    race.on_news = replan  # a node that has just started learns only now what its NAT does
-    forget = node.network.on_change(replan)
+    news = News(race, options)
     try:
+        news.begin()
         winner = await race.run(deadline - race.loop.time(), limit_s)
     finally:
-        forget()
+        await news.close()
     if winner is None:
         report.error = _explain(node, peer, options, report, race.heard)
         return None

@@ -109,6 +109,11 @@ class NetworkWatch:
         ]
         return self._silent or (bool(answered) and not any(answered))
 
+    @property
+    def pending(self) -> bool:
+        """Whether the first survey is under way."""
+        return self._surveying is not None and not self._reported.is_set()
+
     async def ready(self, timeout_s: float = 5.0) -> NetReport | None:
         """Wait for the first survey's end, and return the report; at once where STUN is off."""
         if self._surveying is not None:

@@ -29,6 +29,7 @@ STAGGER_PRIVATE_S = 0.030
 STAGGER_PUBLIC_S = 0.250
 PUNCH_HEAD_START_S = 0.050
 SPRAY_HEAD_START_S = 0.300
+TURN_LIMIT = 3
 MAX_CANDIDATES = 16
 """How many combinations one strategy may try against one peer."""
 
@@ -74,7 +75,7 @@ class PlanOptions:
     route_types: tuple[int, ...] | None = None
     relay: str = "last"
     relay_after_s: float = 3.0
-    turn_limit: int = 3
+    turn_limit: int = TURN_LIMIT
     remembered: tuple[str, int, int] | None = None
     nat64: str | None = None
 
@@ -103,6 +104,7 @@ class Plan:
     A group opens when all groups before it in ``order`` have ended (those in ``needs``, where it stands
     there), or ``opens_s`` seconds after the
     call (absent: only when they have ended); where ``follows`` names a group, after that one opened.
+    ``turn_limit``: how many relay attempts a call may make.
     """
 
     combinations: tuple[Combination, ...] = ()
@@ -111,6 +113,7 @@ class Plan:
     follows: dict[str, str] = field(default_factory=dict)
     order: tuple[str, ...] = GROUPS
     needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    turn_limit: int = TURN_LIMIT
 
     @property
     def relay_likely(self) -> bool:
@@ -160,7 +163,10 @@ def plan(
     opens_s = _openings(combinations, options, local, remote)
     # Guessing ports is for pairs that can't be punched, whatever a direct attempt still waits for.
     needs: dict[str, tuple[str, ...]] = {LATE: ("punch", "spray")}
-    return Plan(tuple(combinations), tuple(skips), opens_s, {"spray": "punch"}, order, needs)
+    follows = {"spray": "punch"}
+    return Plan(
+        tuple(combinations), tuple(skips), opens_s, follows, order, needs, options.turn_limit
+    )
 
 
 def nat_pair(local: PeerAddress, remote: PeerAddress, path: Path) -> NatPair | None:
@@ -221,7 +227,12 @@ def _combine(
             reason = SkipReason.RELAY_LIMIT if strategy.phase == "relay" else SkipReason.TOO_MANY
         else:
             seen.add(key)
-            again = options.remembered == (strategy.name, path.af, path.route_type)
+            # Who prefers relays does so to show the peer no address: what worked last would.
+            again = options.relay != "prefer" and options.remembered == (
+                strategy.name,
+                path.af,
+                path.route_type,
+            )
             chosen.append(
                 Combination(
                     strategy.name, strategy.phase, strategy.group, path, delay_s, again, unlikely

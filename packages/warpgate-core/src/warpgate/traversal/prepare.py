@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("warpgate")
 
 
-def prepare_relays(manager: TraversalManager, chosen: Plan) -> None:
+def prepare_relays(manager: TraversalManager, chosen: Plan, *, anyway: bool = False) -> None:
     """Prepare relays where a plan leaves little else, so that the fallback costs no serial wait.
 
     A strategy's factory may have a method ``prepare(af, udp_blocked=…)`` for that, which returns at once.
@@ -20,9 +20,10 @@ def prepare_relays(manager: TraversalManager, chosen: Plan) -> None:
     Args:
         manager: whose strategies.
         chosen: what is going to be tried.
+        anyway: also where something cheaper has a chance.
 
     """
-    if not chosen.relay_likely:
+    if not (chosen.relay_likely or anyway):
         return
     report = manager.node.net_report
     wanted = {(c.strategy, c.path.remote_af): c for c in chosen.combinations if c.phase == "relay"}

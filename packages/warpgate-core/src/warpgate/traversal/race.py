@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from warpgate.errors import PluginError
 from warpgate.traversal.attempt import CLOSE_GRACE_S, OTHER_WON, Attempt
-from warpgate.traversal.plan import Combination, Plan
+from warpgate.traversal.plan import MAX_CANDIDATES, Combination, Plan
 from warpgate.traversal.report import AttemptOutcome, Skip, SkipReason
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Race:
         self._candidates: list[tuple[Attempt, Handshake]] = []
         self._hold: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
+        self._told = peer
         self.on_news: Callable[[], None] | None = None
 
     async def run(self, timeout_s: float, limit_s: float | None = None) -> Attempt | None:
@@ -79,7 +80,62 @@ class Race:
     @property
     def newest(self) -> PeerAddress:
         """The newest address that the peer has signed, as its signals told."""
-        return max([self.peer, *(a.peer for a in self._attempts)], key=lambda each: each.sequence)
+        return max([self._told, *(a.peer for a in self._attempts)], key=lambda each: each.sequence)
+
+    def tell(self, peer: PeerAddress) -> None:
+        """Note an address of the peer's that came by another way than its answers to attempts."""
+        if peer.sequence > self._told.sequence:
+            self._told = peer
+
+    @property
+    def proven(self) -> bool:
+        """Whether a pipe's other end has proven to be the peer."""
+        return self.winner is not None or bool(self._proven())
+
+    def replan(self, newer: Plan, peer: PeerAddress) -> None:
+        """Go on by newer facts: end what can't work, and begin what has become possible.
+
+        Args:
+            newer: what a plan of now says.
+            peer: the peer's address that it was made for.
+
+        """
+        self.rule_out(newer)
+        self._add(newer)
+        self.peer = peer
+        self._changed.set()
+
+    def _add(self, newer: Plan) -> None:
+        planned = {_target(c): c for c in newer.combinations}
+        possible = {_kind(c) for c in newer.combinations}
+        gone = {_kind(c) for c in self._waiting} - possible
+        # Interfaces may stand at other places in the addresses by now.
+        kept = [
+            replace(planned[target], delay_s=old.delay_s)
+            for old in self._waiting
+            if (target := _target(old)) in planned
+        ]
+        begun = {_target(c) for c in self._attempts.values()} | {_target(c) for c in kept}
+        kinds = {_kind(c) for c in self._attempts.values()} | {_kind(c) for c in kept}
+        added: list[Combination] = []
+        first: dict[str, float] = {}
+        for each in newer.combinations:
+            # Only dials depend on the address that they began with; the others ask the peer.
+            if _target(each) in begun or (each.phase != "direct" and _kind(each) in kinds):
+                continue
+            tried = [*self._attempts.values(), *kept, *added]
+            limit = newer.turn_limit if each.phase == "relay" else MAX_CANDIDATES
+            if sum(c.strategy == each.strategy for c in tried) >= limit:
+                continue
+            since_s = self.loop.time() - self._opened.get(each.group, self.loop.time())
+            after_s = each.delay_s - first.setdefault(each.strategy, each.delay_s)
+            added.append(replace(each, delay_s=since_s + after_s))
+        self._waiting = sorted([*kept, *added], key=lambda c: newer.order.index(c.group))
+        self.plan = newer
+        # The report's list is this very one.
+        tried_now = {_kind(c) for c in added}
+        self.skips[:] = [skip for skip in self.skips if skip.kind not in tried_now]
+        self.skips += [skip for skip in newer.skips if skip.kind in gone]
 
     def rule_out(self, newer: Plan) -> None:
         """End and skip what newer facts make impossible, so that nobody waits for it.
@@ -94,13 +150,12 @@ class Race:
             if _kind(combination) in possible - likely:
                 self._attempts[attempt] = replace(combination, unlikely=True)
         for skip in newer.skips:
-            kind = (skip.strategy, skip.af, skip.route_type)
-            if skip.reason is not SkipReason.IMPOSSIBLE or kind in possible:
+            if skip.reason is not SkipReason.IMPOSSIBLE or skip.kind in possible:
                 continue
-            for combination in [c for c in self._waiting if _kind(c) == kind]:
+            for combination in [c for c in self._waiting if _kind(c) == skip.kind]:
                 self._waiting.remove(combination)
                 self.skips.append(skip)
-            for attempt in [a for a in self._running if _kind(self._attempts[a]) == kind]:
+            for attempt in [a for a in self._running if _kind(self._attempts[a]) == skip.kind]:
                 if not attempt.proving:
                     attempt.lose(f"{skip.reason.value}: {skip.detail}", "failed")
         self._changed.set()
@@ -264,6 +319,11 @@ class Race:
 
 def _kind(combination: Combination) -> tuple[str, int | None, int | None]:
     return combination.strategy, combination.path.af, combination.path.route_type
+
+
+def _target(combination: Combination) -> tuple[str, int, int, str, int]:
+    path = combination.path
+    return combination.strategy, path.af, path.src_index, path.ip, path.port
 
 
 def _skip(combination: Combination, reason: SkipReason) -> Skip:

@@ -58,6 +58,11 @@ class Skip:
     route_type: int | None = None
     detail: str = ""
 
+    @property
+    def kind(self) -> tuple[str, int | None, int | None]:
+        """What was left out: strategy, family, route type."""
+        return self.strategy, self.af, self.route_type
+
     def __str__(self) -> str:
         parts = [self.strategy]
         if self.af is not None:

@@ -72,10 +72,12 @@ class SignalDoor:
             self._drop("signals_unknown_strategy", msg.meta.plugin_name)
             return
         strategy = loader.info()
-        relay = strategy.phase == "relay"
-        path = responder_path(node.peer_address, peer, node.ifs, msg, strategy.route_types, relay)
         # A relay strategy writes to relays, and asks for each of them (Plugin.refuses).
-        if not (isinstance(path, SkipReason) or relay or is_core_auxiliary(loader.cls)):
+        dials = strategy.phase != "relay" and not is_core_auxiliary(loader.cls)
+        path = responder_path(
+            node.peer_address, peer, node.ifs, msg, strategy.route_types, relay=not dials
+        )
+        if dials and not isinstance(path, SkipReason):
             refusal = refuse_dial(path.ip, node.ifs, node.own_ips(), origin.loopback)
             path = refusal or path
         if isinstance(path, SkipReason):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from warpgate.plugin import Plugin
 from warpgate.protocol.proto_msg import ConMsg
+
+SURVEY_S: Final = 2.0
+"""A node that has just started finds out what its NAT does before it answers, at most so long."""
 
 
 class ReturnAddr(Plugin):
@@ -18,6 +21,7 @@ class ReturnAddr(Plugin):
     async def run(self, reply: ConMsg | None = None) -> None:
         """Answer once, then end."""
         if not self.initiator:
+            await self.node.network.ready(SURVEY_S)
             msg = ConMsg()
             msg.meta.plugin_name = "get_addr"
             await self.send_signal_msg(msg)
