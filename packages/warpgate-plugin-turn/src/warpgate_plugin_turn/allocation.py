@@ -175,6 +175,11 @@ class Allocation:
         if self._alive():
             self._driver.call(lambda now: self._permit(ip, now))
 
+    def probe_every(self, seconds: float | None) -> None:
+        """Ask a silent server so often whether it lives; None: as it was set at first."""
+        if self._alive():
+            self._driver.call(lambda _now: self._machine.probe_every(seconds))
+
     def _permit(self, ip: str, now: float) -> None:
         self._machine.permit(ip, now)
 

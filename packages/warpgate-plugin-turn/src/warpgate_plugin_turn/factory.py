@@ -14,6 +14,7 @@ from warpgate_plugin_turn.allocation import Allocation
 from warpgate_plugin_turn.pool import Pool, tls_context
 from warpgate_plugin_turn.servers import ServerList
 from warpgate_plugin_turn.sockets import resolved
+from warpgate_plugin_turn.standby import Standby
 
 if TYPE_CHECKING:
     from warpgate import Node
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 OPTIONS: Final = ("permission_lifetime_s", "channel_lifetime_s", "probe_s", "give_up_s")
 """Settings in ``plugin_conf["turn"]`` that are passed to every allocation, in seconds."""
 UDP_SILENT_S: Final = 60.0
-KNOWN: Final = ("ca_file", "streams", "stagger_s", "warm_s", *OPTIONS)
+SWITCHES: Final = ("streams", "standby")
+KNOWN: Final = ("ca_file", *SWITCHES, "stagger_s", "warm_s", *OPTIONS)
 
 
 class TurnFactory:
@@ -30,6 +32,7 @@ class TurnFactory:
 
     Attributes:
         pool: the node's allocations.
+        standby: keeps relays ready in networks that let out nothing but the web.
         streams: whether relays for TCP may be used (RFC 6062).
         stun_servers: the node's STUN servers, as addresses.
 
@@ -53,6 +56,7 @@ class TurnFactory:
             **{key: conf[key] for key in ("stagger_s", "warm_s") if key in conf},
         )
         self.streams: bool = conf.get("streams", True)
+        self.standby = Standby(node, self.pool, conf.get("standby"))
         self.stun_servers: tuple[Address, ...] = ()
         self._udp_silent_until = 0.0
         self._turns: dict[tuple[str, int], asyncio.Event] = {}
@@ -121,6 +125,7 @@ class TurnFactory:
 
     async def close(self) -> None:
         """Delete what is allocated."""
+        self.standby.close()
         self._resolving.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([self._resolving])
@@ -136,9 +141,9 @@ def _checked(conf: Any) -> dict[str, Any]:
         if key == "ca_file":
             if not isinstance(value, str):
                 raise ConfigError(f'plugin_conf["turn"]["ca_file"] = {value!r}; expected a path')
-        elif key == "streams":
+        elif key in SWITCHES:
             if not isinstance(value, bool):
-                raise ConfigError(f'plugin_conf["turn"]["streams"] = {value!r}; expected a bool')
+                raise ConfigError(f'plugin_conf["turn"][{key!r}] = {value!r}; expected a bool')
         elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise ConfigError(
                 f'plugin_conf["turn"][{key!r}] = {value!r}; expected a number of seconds above 0'

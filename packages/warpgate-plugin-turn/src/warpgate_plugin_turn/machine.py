@@ -109,7 +109,7 @@ class TurnMachine:
         self._entropy = entropy
         self._reliable = reliable
         self._protocol = protocol
-        self._probe_s = probe_s
+        self._probe_s = self._usual_probe_s = probe_s
         self._heard = 0.0
         self._refresh_at = 0.0
         self._refreshing = False
@@ -149,6 +149,10 @@ class TurnMachine:
 
         """
         return self.state is State.ALLOCATED and self.grants.bind(peer, now)
+
+    def probe_every(self, seconds: float | None) -> None:
+        """Ask a server that is silent for so long for a refresh; None: as it was made."""
+        self._probe_s = self._usual_probe_s if seconds is None else seconds
 
     def message_for(self, data: bytes, peer: Address) -> bytes:
         """Return what is sent to the server so that a peer gets a datagram."""

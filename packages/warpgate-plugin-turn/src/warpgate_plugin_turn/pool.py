@@ -26,6 +26,7 @@ from warpgate_plugin_turn.errors import (
     WrongCredentials,
 )
 from warpgate_plugin_turn.servers import ServerList, ServerState
+from warpgate_plugin_turn.warm import Warm, drop
 from warpgate_plugin_turn.wire import TCP_PROTOCOL
 
 log = logging.getLogger("warpgate.turn")
@@ -72,13 +73,11 @@ class Pool:
         self.servers = servers
         self.counters = counters
         self.stagger_s = stagger_s
-        self.warm_s = warm_s
+        self.warm = Warm(self.allocate, warm_s)
         self._tls = tls
         self._options = options or {}
         self._unix_time = unix_time
         self._open: set[Allocation] = set()
-        self._warm: dict[int, asyncio.Task[Allocation]] = {}
-        self._timers: dict[int, asyncio.TimerHandle] = {}
         self._closed = False
 
     @property
@@ -90,8 +89,7 @@ class Pool:
 
     def is_warm(self, af: int = IP4) -> bool:
         """Return whether :meth:`take` has an allocation at once."""
-        task = self._warm.get(af)
-        return task is not None and task.done()
+        return self.warm.has(af)
 
     def prepare(self, af: int = IP4, *, udp_blocked: bool = False) -> None:
         """Allocate in the background, so that the next :meth:`take` has it at once.
@@ -99,40 +97,8 @@ class Pool:
         One at most is kept for each family, for ``warm_s``; failures are silent here, they come
         again when somebody takes it.
         """
-        if self._closed or not self.servers or af in self._warm:
-            return
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(self.allocate(af, udp_blocked=udp_blocked), name="warm relay")
-        self._warm[af] = task
-        self._timers[af] = loop.call_later(self.warm_s, self._cool, af)
-        task.add_done_callback(lambda done: self._warmed(af, done))
-
-    def _warmed(self, af: int, task: asyncio.Task[Allocation]) -> None:
-        if task.cancelled() or task.exception() is not None:
-            if self._warm.get(af) is task:
-                self._forget_warm(af)
-            return
-        allocation = task.result()
-        before = allocation.on_end
-
-        def ended(which: Allocation) -> None:
-            if self._warm.get(af) is task:
-                self._forget_warm(af)
-            if before is not None:
-                before(which)
-
-        allocation.on_end = ended
-
-    def _forget_warm(self, af: int) -> asyncio.Task[Allocation] | None:
-        timer = self._timers.pop(af, None)
-        if timer is not None:
-            timer.cancel()
-        return self._warm.pop(af, None)
-
-    def _cool(self, af: int) -> None:
-        task = self._forget_warm(af)
-        if task is not None:
-            _drop(task)
+        if self.servers:
+            self.warm.prepare(af, udp_blocked=udp_blocked)
 
     async def take(self, af: int = IP4, *, udp_blocked: bool = False) -> Allocation:
         """Return an allocation: the warm one, or a new one. The caller retires or closes it.
@@ -141,18 +107,7 @@ class Pool:
             RelayError: no server gave one; the text says why of each.
 
         """
-        task = self._forget_warm(af)
-        if task is None:
-            return await self.allocate(af, udp_blocked=udp_blocked)
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            _drop(task)
-            raise
-        allocation = task.result()
-        if allocation.ended:
-            return await self.allocate(af, udp_blocked=udp_blocked)
-        return allocation
+        return await self.warm.take(af) or await self.allocate(af, udp_blocked=udp_blocked)
 
     # New ones.
 
@@ -225,7 +180,7 @@ class Pool:
             raise _summary(causes)
         finally:
             for task in running:
-                _drop(task)
+                drop(task)
 
     async def _try(
         self, state: ServerState, af: int, on_answer: Callable[[], None], options: dict[str, Any]
@@ -311,11 +266,7 @@ class Pool:
     async def close(self) -> None:
         """Delete all allocations; waits ``FAREWELL_S`` at the most for the servers' word."""
         self._closed = True
-        tasks = [task for af in list(self._warm) if (task := self._forget_warm(af)) is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await self.warm.close()
         open_ = list(self._open)
         for allocation in open_:
             allocation.close()
@@ -341,17 +292,6 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext | None:
         raise ConfigError(
             f'plugin_conf["turn"]["ca_file"] = {ca_file!r} is no file of certificates: {error}'
         ) from error
-
-
-def _drop(task: asyncio.Task[Allocation]) -> None:
-    """End an attempt to allocate; what it brings all the same is deleted."""
-
-    def done(task: asyncio.Task[Allocation]) -> None:
-        if not task.cancelled() and task.exception() is None:
-            task.result().close()
-
-    task.cancel()
-    task.add_done_callback(done)
 
 
 async def _resolve(server: TurnServer) -> list[Address]:

@@ -10,6 +10,7 @@ from warpgate.server_urls import TurnServer
 
 BAD_S: Final = 60.0  # a server that failed is tried last for so long
 STREAM_PENALTY_S: Final = 0.02  # a datagram that is lost on TCP holds up those behind it
+HTTPS_PORT: Final = 443
 _TRANSPORTS: Final = {"udp": 0, "tcp": 1, "tls": 2}
 
 
@@ -45,9 +46,15 @@ class ServerState:
 
 
 class ServerList:
-    """The servers of one node."""
+    """The servers of one node.
+
+    Attributes:
+        https_only: the network is known to let out nothing but TCP to port 443.
+
+    """
 
     def __init__(self, servers: Sequence[TurnServer]) -> None:
+        self.https_only = False
         self.states = [ServerState(server, place) for place, server in enumerate(servers)]
 
     def __bool__(self) -> bool:
@@ -58,6 +65,7 @@ class ServerList:
 
         Bad ones come last. Before them stand those whose round trip was measured, the nearest
         first; then the rest, over UDP first (last where UDP is known to be blocked), as configured.
+        Where only TCP to port 443 gets out, all that needs more comes after what does not.
 
         Args:
             now: the time, in seconds.
@@ -65,13 +73,14 @@ class ServerList:
 
         """
 
-        def rank(state: ServerState) -> tuple[bool, bool, bool, float, int, int]:
+        def rank(state: ServerState) -> tuple[bool, bool, bool, bool, float, int, int]:
             transport = state.server.transport
             udp = transport == "udp"
             rtt = state.rtt_s
             penalised = 0.0 if rtt is None else rtt + (0.0 if udp else STREAM_PENALTY_S)
             return (
                 now < state.bad_until,
+                self.https_only and (udp or state.server.port != HTTPS_PORT),
                 udp_blocked and udp,
                 rtt is None,
                 penalised,
