@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from warpgate.errors import RemoteProtocolError, TraversalError
 from warpgate.net.pipe import Pipe
+from warpgate.traversal.combine import refresh
 from warpgate.traversal.report import AttemptOutcome
 from warpgate.traversal.result import ResultFuture
 
@@ -126,6 +127,11 @@ class Attempt:
         except (Exception, SystemExit) as error:  # whatever a strategy raises ends its attempt only
             log.debug("%s: run() raised", plugin.name, exc_info=True)
             self.failed(error)
+
+    def told(self, peer: PeerAddress) -> None:
+        """Take over the peer's newer address, and for the strategy what it says of its NAT."""
+        self.peer = peer
+        refresh(self.plugin.dest_info, peer)
 
     # What the strategy does with its future.
 

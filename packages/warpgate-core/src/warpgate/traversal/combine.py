@@ -49,6 +49,22 @@ def info(address: PeerAddress, index: int, af: int, route_type: int) -> dict[str
     }
 
 
+def refresh(known: dict[str, Any], address: PeerAddress) -> None:
+    """Take over what a newer address says of a side's NAT; where the attempt goes stays.
+
+    Args:
+        known: what :func:`info` returned.
+        address: the side's newer address.
+
+    """
+    for record in address.interfaces:
+        endpoint = record.endpoint(known["af"])
+        if endpoint is not None and record.index == known["if_index"]:
+            known["ext"] = endpoint.ext_ip or endpoint.ip
+            known["nat"] = {"type": endpoint.nat, "delta": endpoint.delta}
+            return
+
+
 def scoped(ip: str, nic: Interface) -> str:
     """Give a link-local address the scope of the interface it is dialled from."""
     if is_link_local(ip) and ":" in ip:

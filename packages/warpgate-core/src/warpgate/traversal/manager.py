@@ -24,7 +24,7 @@ from warpgate.protocol.envelope import CLOCK_TOLERANCE_S, MAX_TTL_S
 from warpgate.protocol.ip import is_loopback, is_public
 from warpgate.signalling.router import DEFAULT_TTL_S
 from warpgate.traversal.attempt import Attempt
-from warpgate.traversal.combine import info, scoped
+from warpgate.traversal.combine import info, refresh, scoped
 from warpgate.traversal.history import History
 from warpgate.traversal.inbound import Inbound
 from warpgate.traversal.limits import StrangerBytes, StrangerLimits
@@ -79,6 +79,7 @@ class TraversalManager:
         self._attempts: dict[tuple[str, str], Attempt] = {}
         self._cleanups: set[asyncio.Task[Any]] = set()
         self._ttl_s: dict[str, int] = {}
+        node.network.on_change(self._network_changed)
 
     @property
     def plugins(self) -> Mapping[tuple[str, str], Plugin]:
@@ -194,6 +195,10 @@ class TraversalManager:
             )
         )
         return attempt
+
+    def _network_changed(self) -> None:
+        for attempt in self._attempts.values():
+            refresh(attempt.plugin.src_info, self.node.peer_address)
 
     def attempt_of(self, plugin: Plugin) -> Attempt:
         """Return the attempt behind a live instance.

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from warpgate.errors import PluginError
 from warpgate.nat.pair import UNKNOWN
 from warpgate.traversal.attempt import CLOSE_GRACE_S, Attempt
 from warpgate.traversal.plan import Combination, PlanOptions, nat_pair
-from warpgate.traversal.prepare import prepare_relays
+from warpgate.traversal.prepare import PREPARE_S, prepare_relays
 
 if TYPE_CHECKING:
     from warpgate.traversal.race import Race
-
-PREPARE_S: Final = 0.2
-"""A call before the NATs are known has a relay prepared when no pipe is proven by then."""
 
 
 class News:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from warpgate.traversal.manager import TraversalManager
     from warpgate.traversal.plan import Plan
+
+PREPARE_S: Final = 0.2
+"""Before the NATs are known a relay is prepared when this has not led to anything else by then."""
 
 log = logging.getLogger("warpgate")
 

@@ -156,7 +156,9 @@ class Race:
                 self._waiting.remove(combination)
                 self.skips.append(skip)
             for attempt in [a for a in self._running if _kind(self._attempts[a]) == skip.kind]:
-                if not attempt.proving:
+                if attempt.proving:  # who is about to disprove the facts may go on by itself
+                    self._attempts[attempt] = replace(self._attempts[attempt], unlikely=True)
+                else:
                     attempt.lose(f"{skip.reason.value}: {skip.detail}", "failed")
         self._changed.set()
 

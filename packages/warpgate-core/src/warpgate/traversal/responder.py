@@ -53,7 +53,7 @@ class SignalDoor:
         elif attempt is not None:
             newer = peer.sequence > attempt.peer.sequence
             if peer.sequence >= attempt.peer.sequence:
-                attempt.peer = peer
+                attempt.told(peer)
             attempt.origin = origin
             attempt.heard += 1
             if not attempt.reenter(msg):
