@@ -18,6 +18,7 @@ from warpgate.errors import (
 from warpgate.events import ConnectFinished, ConnectStarted
 from warpgate.hookspecs import hookimpl
 from warpgate.net.constants import EXT_BIND, IP4, IP6, LOOPBACK_BIND, NIC_BIND, TCP, UDP
+from warpgate.node import auto_connect as auto_connect_module
 from warpgate.node.auto_connect import auto_connect, connect
 from warpgate.node.node import Node
 from warpgate.node.node_defs import NODE_TEST_CONF
@@ -691,3 +692,19 @@ async def test_a_peer_that_answers_is_not_called_silent(start):
     text = str(alice.last_report.error)
     assert "no path to the peer" in text
     assert "answered no signal" not in text
+
+
+def test_relay_prefer_whatever_worked_last(virtual):
+    async def main():
+        strategies = [Hang, variant(Hang, "a_relay", phase="relay")]
+        alice, bob = await loopback_pair(*strategies, conf={"relay": "prefer"})
+        network = auto_connect_module._network(alice)
+        worked = ("hang", IP4, LOOPBACK_BIND)
+        alice.traversal.history.worked(bob.node_id, network, worked)
+        await auto_connect(alice, bob.address(), timeout=1)
+        await alice.close()
+        await bob.close()
+        return [outcome.strategy for outcome in alice.last_report.outcomes]
+
+    with Stage():
+        assert virtual(main()) == ["a_relay"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from warpgate.net.constants import EXT_BIND, IP4, IP6, LOOPBACK_BIND, NIC_BIND, ROUTE_TYPES
 from warpgate.protocol.proto_msg import ConMsg
-from warpgate.traversal.combine import info, responder_path, scoped
+from warpgate.traversal.combine import info, refresh, responder_path, scoped
 from warpgate.traversal.paths import Path
 from warpgate.traversal.report import SkipReason
 
@@ -138,3 +138,21 @@ def hostile():
         signed(InterfaceRecord(2**32 - 1, (four, four, six)), machine=THERE),
     ]
     return local, nics, strangers
+
+
+def test_a_newer_address_refreshes_what_is_known_of_the_nat(make_address):
+    known = info(make_address(["10.0.0.2"]), 0, IP4, EXT_BIND)
+    before = dict(known)
+    # By now another interface stands first.
+    newer = make_address(["fd00::2"], ["10.0.0.2"], ext={"10.0.0.2": "203.0.113.5"}, nat=6, delta=6)
+    known["if_index"] = 2
+    refresh(known, newer)
+    assert (known["ext"], known["nat"]) == ("203.0.113.5", {"type": 6, "delta": 6})
+    assert (known["ip"], known["port"]) == (before["ip"], before["port"])
+
+
+def test_an_interface_that_is_gone_refreshes_nothing(make_address):
+    known = info(make_address(["10.0.0.2"]), 0, IP4, EXT_BIND)
+    before = dict(known)
+    refresh(known, make_address(["fd00::2"], nat=6))
+    assert known == before

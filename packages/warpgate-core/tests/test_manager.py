@@ -6,12 +6,14 @@ import asyncio
 import gc
 import types
 import weakref
+from dataclasses import replace
 
 import pytest
 from pydantic import BaseModel
 
 from warpgate.errors import LocalProtocolError, PluginDefinitionError
-from warpgate.net.constants import IP4, LOOPBACK_BIND, NIC_BIND, TCP
+from warpgate.identity import Identity
+from warpgate.net.constants import IP4, LOOPBACK_BIND, NIC_BIND, TCP, NATType
 from warpgate.plugin import Plugin, new_plugin_id
 from warpgate.protocol.envelope import CLOCK_TOLERANCE_S
 from warpgate.protocol.proto_msg import ConMsg
@@ -562,3 +564,26 @@ async def test_only_the_first_pipe_of_an_attempt_set_is_delivered(start):
     plugin.result.cancel()
     for pipe in pipes:
         await pipe.close()
+
+
+async def test_a_running_attempt_learns_of_both_nats(start, wait_class, make_address, monkeypatch):
+    node = await start(wait_class)
+    identity = Identity.generate()
+    at = {"machine": node.peer_address.machine, "identity": identity}
+    peer = make_address(["127.0.0.1"], **at)
+    newer = make_address(["127.0.0.1"], sequence=2, nat=NATType.SYMMETRIC, **at)
+    msg = request(peer)
+    node.traversal.signals.on_signal(peer, msg, LOOPBACK)
+    (plugin,) = node.traversal.plugins.values()
+    assert plugin.dest_info["nat"]["type"] == 0
+    plugin.dest_info["if_index"] = newer.interfaces[0].index
+    node.traversal.signals.on_signal(newer, msg, LOOPBACK)
+    assert plugin.dest_info["nat"]["type"] == NATType.SYMMETRIC
+
+    def facts(nic, endpoint):
+        return replace(endpoint, nat=NATType.BLOCKED)
+
+    monkeypatch.setattr(node.network, "_facts", facts)
+    assert plugin.src_info["nat"]["type"] == 0
+    assert node.network._apply()
+    assert plugin.src_info["nat"]["type"] == NATType.BLOCKED

@@ -289,3 +289,13 @@ def test_a_side_whose_tcp_gets_out_is_waited_for(make_address, make_nic):
     remote = make_address(["203.0.113.5"], machine=THERE, nat=NATType.OPEN)
     found = plan(local, remote, [make_nic("eth0", 1, "192.168.1.2/24")], [DIRECT, TURN])
     assert not found.relay_likely
+
+
+def test_what_worked_last_time_does_not_come_before_relays_that_are_preferred(near):
+    again = PlanOptions(remembered=("udp_punch", IP4, NIC_BIND), relay="prefer")
+    assert not any(c.at_once for c in plan(*near, ALL, again).combinations)
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+def test_the_plan_tells_how_many_relay_attempts_there_may_be(near, limit):
+    assert plan(*near, ALL, PlanOptions(turn_limit=limit)).turn_limit == limit

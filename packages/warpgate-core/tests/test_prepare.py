@@ -62,3 +62,10 @@ def test_a_factory_that_raises_is_counted(caplog) -> None:
     with caplog.at_level(logging.ERROR):
         prepare_relays(found, Plan((combination("turn", "relay"),)))
     assert found.stats["prepare_errors"] == 1
+
+
+def test_it_is_prepared_all_the_same_when_asked_to() -> None:
+    factory = Factory()
+    plan = Plan((combination("udp_punch", "spray"), combination("turn", "relay")))
+    prepare_relays(manager(factory), plan, anyway=True)
+    assert factory.asked == [(IP4, False)]

@@ -476,3 +476,16 @@ def test_newer_facts_make_something_unlikely_so_that_nobody_waits(virtual):
         return manager.started
 
     assert virtual(main()) == [("d", 0), ("r", 0.2)]
+
+
+def test_nobody_waits_for_a_proof_that_newer_facts_speak_against(virtual):
+    async def main():
+        race, manager = a_race({"d": [(0.5, "prove")]}, combination("d"), combination("r", "relay"))
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.1, lambda: setattr(manager.attempts[0], "proving", True))
+        newer = newer_plan(combination("r", "relay"), impossible=["d"])
+        loop.call_later(0.2, race.rule_out, newer)
+        winner = await race.run(10)
+        return winner.combination.strategy, manager.started
+
+    assert virtual(main()) == ("d", [("d", 0), ("r", 0.2)])
