@@ -144,7 +144,8 @@ def test_a_newer_address_refreshes_what_is_known_of_the_nat(make_address):
     known = info(make_address(["10.0.0.2"]), 0, IP4, EXT_BIND)
     before = dict(known)
     # By now another interface stands first.
-    newer = make_address(["fd00::2"], ["10.0.0.2"], ext={"10.0.0.2": "203.0.113.5"}, nat=6, delta=6)
+    ext = {"10.0.0.1": "203.0.113.4", "10.0.0.2": "203.0.113.5"}
+    newer = make_address(["10.0.0.1"], ["10.0.0.2"], ext=ext, nat=6, delta=6)
     known["if_index"] = 2
     refresh(known, newer)
     assert (known["ext"], known["nat"]) == ("203.0.113.5", {"type": 6, "delta": 6})

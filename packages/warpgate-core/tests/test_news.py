@@ -14,7 +14,13 @@ from warpgate.events import Counters
 from warpgate.identity import Identity
 from warpgate.net.constants import IP4, DeltaType, NATType
 from warpgate.traversal.news import News
-from warpgate.traversal.plan import PlanOptions, StrategyInfo, plan
+from warpgate.traversal.plan import (
+    MAX_CANDIDATES,
+    STAGGER_PUBLIC_S,
+    PlanOptions,
+    StrategyInfo,
+    plan,
+)
 from warpgate.traversal.prepare import PREPARE_S
 from warpgate.traversal.race import Race
 from warpgate.traversal.report import AttemptOutcome
@@ -251,12 +257,32 @@ def test_what_was_left_out_and_is_tried_now_is_no_skip_any_more(call, peer):
     assert "udp_punch" not in {s.strategy for s in race.skips if "guessed" in s.detail}
 
 
-def test_relays_stay_within_their_limit(call, peer):
-    moved = peer(2, **HARD)
-    script = {"turn": [(0.2, "hear", moved)]}
-    options = PlanOptions(turn_limit=1)
-    manager, _ = call(peer(), script, (TURN,), options=options)
-    assert strategies_of(manager).count("turn") == 1
+def test_a_peer_that_moves_and_moves_is_not_dialled_for_ever(call, make_address):
+    def at(number):
+        ext = {THERE: f"198.51.100.{number}"}
+        return make_address([THERE], machine=b"b", identity=PEER, ext=ext, sequence=number)
+
+    moves = [(0.1 + number / 100, "hear", at(number)) for number in range(2, 40)]
+    manager, _ = call(at(1), {"get_addr": moves}, (DIRECT,), nat=NATType.OPEN)
+    assert strategies_of(manager).count("direct_connect") == MAX_CANDIDATES
+
+
+def test_what_waits_for_its_turn_goes_on_waiting(call, make_address):
+    dest = make_address(["198.51.100.7"], ["198.51.100.8"], machine=b"b", identity=PEER)
+
+    def learn(manager):
+        manager.know(nat=NATType.OPEN)
+
+    manager, _ = call(dest, {}, (DIRECT,), during=[(0.1, learn)])
+    dials = [at for name, _, at in manager.started if name == "direct_connect"]
+    assert dials == [0, STAGGER_PUBLIC_S]
+
+
+def test_a_call_that_failed_prepares_nothing(call, peer):
+    script = {name: [(0.05, "end", "failed")] for name in ("direct_connect", "udp_punch", "turn")}
+    manager, race = call(peer(), script)
+    assert race.winner is None
+    assert manager.prepared == []
 
 
 def test_the_question_ends_with_the_call(call, peer):

@@ -489,3 +489,16 @@ def test_nobody_waits_for_a_proof_that_newer_facts_speak_against(virtual):
         return winner.combination.strategy, manager.started
 
     assert virtual(main()) == ("d", [("d", 0), ("r", 0.2)])
+
+
+def test_a_newer_plan_says_why_what_waited_is_left_out(virtual):
+    async def main():
+        race, _ = a_race({}, *CASCADE)
+        skip = Skip("late", SkipReason.OTHER_NETWORK, IP4, NIC_BIND)
+        newer = Plan((combination("d"), combination("r", "relay")), (skip,))
+        race.replan(newer, None)
+        await race.run(0)
+        return race.skips[:1], skip
+
+    found, skip = virtual(main())
+    assert found == [skip]
