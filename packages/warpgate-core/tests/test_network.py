@@ -109,6 +109,7 @@ async def test_a_node_without_stun_only_watches(start, machine) -> None:
     before = asyncio.all_tasks()
     node = await start(ip=None)
     assert not {t for t in asyncio.all_tasks() - before if "network" in repr(t)}
+    assert not node.network.pending
     assert await node.network.ready(0) is None
     assert node.net_report is None
     assert node.network.path(IP4) is None
@@ -125,7 +126,9 @@ async def test_a_node_without_stun_only_watches(start, machine) -> None:
 async def test_the_address_says_what_servers_see(launch, servers) -> None:
     node = await launch()
     assert endpoint(node).nat == 0  # nothing was waited for
+    assert node.network.pending
     report = await node.network.ready()
+    assert not node.network.pending
     found = endpoint(node)
     assert (found.ip, found.ext_ip, found.ext_port) == ("127.0.1.1", OUTSIDE, node.port)
     assert (found.nat, found.delta) == (NATType.PORT_RESTRICTED, DeltaType.EQUAL)

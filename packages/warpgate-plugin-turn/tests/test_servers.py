@@ -10,8 +10,8 @@ from warpgate_plugin_turn.credentials import VALID_S, expired, time_limited, wit
 from warpgate_plugin_turn.servers import BAD_S, ServerList
 
 
-def server(name: str, transport: str = "udp") -> TurnServer:
-    return TurnServer(name, 3478, "user", "password", transport)
+def server(name: str, transport: str = "udp", port: int = 3478) -> TurnServer:
+    return TurnServer(name, port, "user", "password", transport)
 
 
 def order(servers: ServerList, now: float = 0.0, **options: bool) -> list[str]:
@@ -52,6 +52,19 @@ def test_a_bad_one_comes_last_for_a_while() -> None:
     servers.states[0].failed("no answer", 300.0)
     servers.states[0].worked(0.01)
     assert order(servers, 301.0) == ["a udp", "b udp"]
+
+
+def test_where_only_tcp_443_gets_out_those_come_first_that_stand_there() -> None:
+    servers = ServerList(
+        [server("a"), server("b", "udp", 443), server("a", "tcp"), server("a", "tls", 443)]
+    )
+    assert order(servers, udp_blocked=True) == ["a tcp", "a tls", "a udp", "b udp"]
+    servers.https_only = True
+    assert order(servers, udp_blocked=True) == ["a tls", "a tcp", "a udp", "b udp"]
+    servers.states[2].worked(0.01)
+    assert order(servers, udp_blocked=True)[0] == "a tls"
+    servers.states[3].failed("no answer", 100.0)
+    assert order(servers, 101.0, udp_blocked=True)[-1] == "a tls"
 
 
 def test_a_shared_secret_makes_user_names_that_end() -> None:
