@@ -13,8 +13,12 @@ from warpgate_natlab.session import START_S, Peer
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(90)]
 
-COLD_S, WARM_S = 1.5, 0.6
-"""From the call to the first answered byte, with 20 ms of access link on either side."""
+COLD_S, WARM_S = 4.0, 2.0
+"""From the call to the first answered byte, with 20 ms of access link on either side.
+
+The goals are 1.5 and 0.6 s; ``tools/dev.py lab matrix`` checks them on a quiet machine. Here three
+lanes of tests share two cores.
+"""
 NO_RELAY: dict[str, Any] = {"turn_servers": []}
 
 
