@@ -197,6 +197,18 @@ def test_a_server_that_forgot_is_noticed_within_seconds(allocated: Make) -> None
     assert "restarted" in str(error)
 
 
+def test_an_idle_one_is_probed_less_often_until_it_is_used(allocated: Make) -> None:
+    server = allocated(probe_s=4.0)
+    server.machine.probe_every(25.0)
+    server.run(20.0)
+    assert server.count(wire.REFRESH) == 0
+    server.machine.probe_every(None)
+    server.run(20.1)  # at once, since it has been silent for so long
+    assert server.count(wire.REFRESH) == 1
+    server.run(24.2)
+    assert server.count(wire.REFRESH) == 2
+
+
 def test_what_comes_in_is_sign_enough_of_life(allocated: Make) -> None:
     server = allocated(probe_s=4.0)
     server.machine.bind(PEER, 0.0)

@@ -114,7 +114,6 @@ class Warm:
     async def close(self) -> None:
         """Get no more; those that are there are their pool's to close."""
         self._closed = True
-        self._held.clear()
         for af in list(self._timers):
             self._stop_timer(af)
         tasks = list(self._tasks.values())
