@@ -27,7 +27,7 @@ def test_every_check_sees_that_nothing_happened(
     natlab: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = natlab("port-restricted", "open")
-    for name in ("set_link", "cut", "restore", "reboot_nat"):
+    for name in ("set_link", "cut", "restore", "reboot_nat", "captive", "login"):
         monkeypatch.setattr(Lab, name, lambda *_, **__: None)
     monkeypatch.setattr(Lab, "change_address", lambda lab, _: lab.a.public_ip)
     found = check(lab)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import statistics
 import struct
 import time
@@ -240,8 +241,51 @@ def address(bench: Bench) -> Iterator[Finding]:
     yield Finding("address change", f"{seen[0]} → {seen[1]}; old one dead: {dead}", right)
 
 
+def captive(bench: Bench) -> Iterator[Finding]:
+    """A portal answers TCP for everybody, in TLS too, and UDP not at all; until the login."""
+    target = (PROBES[0], 7003)
+    bench.lab.captive("a")
+    plain = exchange(bench.lab, target, b"hello\n")
+    name = tls_name(bench.lab, target)
+    silent = bench.source() is None
+    bench.lab.login("a")
+    after = exchange(bench.lab, target, b"hello\n")
+    back = bench.source() is not None
+    words = f"{plain[:12]!r}, TLS by {name}, UDP lost: {silent}; after the login {after!r}, {back}"
+    right = plain.startswith(b"HTTP/1.1 302") and name == "a stranger" and silent
+    yield Finding("captive portal", words, right and after == b"refused" and back)
+
+
+def exchange(lab: Lab, target: Address, data: bytes) -> bytes:
+    """Return what host a gets from a TCP port where nobody listens, after it has sent something."""
+    with lab.a.socket(socket.SOCK_STREAM) as sock:
+        sock.settimeout(3 * WAIT_S)
+        try:
+            sock.connect(target)
+            sock.sendall(data)
+            return sock.recv(4096)
+        except ConnectionRefusedError:
+            return b"refused"
+        except OSError as error:
+            return repr(error).encode()
+
+
+def tls_name(lab: Lab, target: Address) -> str:
+    """Return who speaks TLS there: ``nobody``, or ``a stranger`` whose authority is not known."""
+    with lab.a.socket(socket.SOCK_STREAM) as sock:
+        sock.settimeout(3 * WAIT_S)
+        try:
+            sock.connect(target)
+            ssl.create_default_context().wrap_socket(sock, server_hostname="broker0.lab").close()
+        except ssl.SSLCertVerificationError:
+            return "a stranger"
+        except OSError:
+            return "nobody"
+    return "somebody known"
+
+
 CHECKS: Final[tuple[Callable[[Bench], Iterator[Finding]], ...]] = (
-    jitter, reordering, duplication, bursts, rate, mtu, cut, reboot, address,
+    jitter, reordering, duplication, bursts, rate, mtu, cut, reboot, address, captive,
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from . import kernel_nat
 from .control import Engine
 from .namespaces import LabError, Namespace, ip_batch, make, why_not
+from .portal import Portal
 from .profiles import Pair, Profile, pair, pair_of
 from .runs import Run
 from .servers import KINDS, Servers, broker_addresses
@@ -94,6 +95,7 @@ class Lab:
         self._closed = False
         self._engine: Engine | None = None
         self._servers: Servers | None = None
+        self._portals: dict[str, Portal] = {}
         try:
             self._build(_kinds(servers, self.topology))
         except BaseException:
@@ -233,6 +235,31 @@ class Lab:
     def restore(self, which: str, direction: Direction = "both") -> None:
         """Mend a link that was cut."""
         self.engine.ask("restore", link=self._link(which), dir=_DIRECTIONS[direction])
+
+    def captive(self, which: str) -> None:
+        """Put an interface into a captive network: a portal answers for the whole internet.
+
+        Every TCP connection out is made with the portal, which sends a login page (in TLS by a
+        certificate of its own); UDP is lost, but for DNS, where every name is the portal's. What the
+        profile's own NATs and firewalls do stays as it is, so :meth:`login` leaves that profile.
+
+        Args:
+            which: ``a``, ``b`` or ``a2``.
+
+        Raises:
+            LabError: nftables is missing.
+
+        """
+        link = self.nic(which).access
+        if link not in self._portals:
+            self._portals[link] = Portal(self, link)
+        self._portals[link].capture()
+
+    def login(self, which: str) -> None:
+        """Log in at an interface's captive portal: the internet is there again."""
+        portal = self._portals.get(self.nic(which).access)
+        if portal is not None:
+            portal.login()
 
     def _link(self, which: str) -> str:
         if which in self.topology.engine["links"]:

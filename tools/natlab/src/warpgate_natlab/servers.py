@@ -195,6 +195,13 @@ class Servers:
         self._launch(f"miniupnpd-{router.role}", argv, namespace)
         self._await_stream(router.address, 5000, namespace)
 
+    def start_portal(
+        self, namespace: Namespace, name: str, argv: list[str], listens: tuple[str, int]
+    ) -> None:
+        """Start a captive portal's server in a namespace; it listens when this returns."""
+        self._launch(name, argv, namespace)
+        self._await_stream(*listens, namespace)
+
     def close(self) -> None:
         """End them all."""
         for _, process, _ in self._processes:
