@@ -109,11 +109,11 @@ async def test_connect_from_a_given_port() -> None:
 async def test_names_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
-    async def resolver(name: str, port: int, **hints: object) -> list[object]:
-        asked.append((name, hints["family"]))
-        return [(IP4, TCP, 6, "", ("127.0.0.1", port))]
+    def resolver(name: str, port: int, family: int, kind: int) -> list[object]:
+        asked.append((name, family))
+        return [(IP4, kind, 6, "", ("127.0.0.1", port))]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolver)
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         route = await loopback_interface().route(IP4).bind()
         async with await route.connect(("peer.example", listener.getsockname()[1])) as pipe:

@@ -35,3 +35,7 @@ class DirectConnect(Plugin):
             raise TraversalError(f"strangers have made this node send enough this minute: not {ip}")
         pipe = await route.connect((ip, self.dest_info["port"]), TCP)
         self.result.set_result(pipe)
+        if not self.result.done():
+            self.result.set_result(
+                None
+            )  # there is no other: whoever answers wrongly ends it at once

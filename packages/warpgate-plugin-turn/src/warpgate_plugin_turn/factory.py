@@ -60,11 +60,19 @@ class TurnFactory:
         self.stun_servers: tuple[Address, ...] = ()
         self._udp_silent_until = 0.0
         self._turns: dict[tuple[str, int], asyncio.Event] = {}
-        texts = [parse_host_port(text, STUN_PORT) for text in node.conf["stun_servers"]]
-        self._resolving = asyncio.get_running_loop().create_task(self._resolve(texts))
+        self._stun = [parse_host_port(text, STUN_PORT) for text in node.conf["stun_servers"]]
+        self._resolving = asyncio.get_running_loop().create_task(self._resolve())
+        node.network.on_arrival(self._arrived)
 
-    async def _resolve(self, servers: list[Address]) -> None:
-        self.stun_servers = tuple(await resolved(servers))
+    async def _resolve(self) -> None:
+        self.stun_servers = tuple(await resolved(self._stun))
+
+    def _arrived(self) -> None:
+        """Forget what the network before this one did, or this one before its login."""
+        self._udp_silent_until = 0.0
+        self.pool.servers.forgive()
+        self._resolving.cancel()
+        self._resolving = asyncio.get_running_loop().create_task(self._resolve())
 
     def build_plugin(self) -> Turn:
         """Return a new attempt."""

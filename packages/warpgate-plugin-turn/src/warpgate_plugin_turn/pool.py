@@ -14,6 +14,7 @@ from warpgate.errors import ConfigError, RelayError
 from warpgate.events import Counters
 from warpgate.net.addresses import Address, is_ip, user_address
 from warpgate.net.constants import IP4, IP6
+from warpgate.net.resolve import look_up
 from warpgate.protocol.ip import is_public
 from warpgate.server_urls import TurnServer
 from warpgate_plugin_turn.allocation import Allocation
@@ -298,12 +299,10 @@ async def _resolve(server: TurnServer) -> list[Address]:
     """Return one address of each family that a server's name has."""
     if is_ip(server.host):
         return [(server.host, server.port)]
-    loop = asyncio.get_running_loop()
     kind = socket.SOCK_DGRAM if server.transport == "udp" else socket.SOCK_STREAM
     name = f"TURN server {server.host} port {server.port}"
     try:
-        async with asyncio.timeout(RESOLVE_S):
-            found = await loop.getaddrinfo(server.host, server.port, type=kind)
+        found = await look_up(server.host, server.port, kind=kind, timeout_s=RESOLVE_S)
     except TimeoutError as error:
         raise ServerUnreachable(f"{name}: its name was not resolved in {RESOLVE_S:g} s") from error
     except OSError as error:

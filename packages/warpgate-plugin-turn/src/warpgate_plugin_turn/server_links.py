@@ -13,6 +13,7 @@ from warpgate.errors import RelayError, RemoteProtocolError
 from warpgate.net.addresses import Address
 from warpgate.net.constants import IP4, IP6
 from warpgate.net.datagram import DatagramSocket
+from warpgate.protocol.web_page import LOGIN_HINT, is_web_page
 from warpgate_plugin_turn.errors import CertificateRefused, ConnectionLost, ServerUnreachable
 from warpgate_plugin_turn.wire import StreamSplitter
 
@@ -73,6 +74,7 @@ class StreamServerLink(asyncio.Protocol):
         self._splitter = StreamSplitter()
         self._stream: asyncio.Transport | None = None
         self._full = False
+        self._fresh = True
         self._waiters: set[asyncio.Future[None]] = set()
         self._closing = False
 
@@ -87,6 +89,10 @@ class StreamServerLink(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Cut the stream into messages."""
+        if self._fresh and is_web_page(data):
+            self._end(ServerUnreachable(f"TURN server {self._name} spoke HTTP: {LOGIN_HINT}"))
+            return
+        self._fresh = False
         try:
             messages = self._splitter.feed(data)
         except RemoteProtocolError as error:
@@ -211,7 +217,8 @@ async def connect_stream(
         raise CertificateRefused(
             f"{doing}: its certificate is refused: {error.verify_message.rstrip('.')}; use the name "
             "that stands in it, or name the authority's file in "
-            'plugin_conf["turn"]["ca_file"] or SSL_CERT_FILE'
+            'plugin_conf["turn"]["ca_file"] or SSL_CERT_FILE; or '
+            f"{LOGIN_HINT}"
         ) from error
     except TimeoutError as error:
         raise ServerUnreachable(f"{doing}: no connection within {timeout_s:g} s") from error

@@ -60,6 +60,11 @@ class ServerList:
     def __bool__(self) -> bool:
         return bool(self.states)
 
+    def forgive(self) -> None:
+        """Forget which servers are bad, and how far they are: the network is another one."""
+        for state in self.states:
+            state.rtt_s, state.bad_until, state.why_bad = None, 0.0, ""
+
     def ordered(self, now: float, *, udp_blocked: bool = False) -> list[ServerState]:
         """Return the servers in the order in which to try them.
 

@@ -11,6 +11,7 @@ from warpgate.net.addresses import Address, canonical_ip, system_address, user_a
 from warpgate.net.budget import MAX_SYNS, SYN_BYTES, PacketBudget
 from warpgate.net.constants import IP4, IP6
 from warpgate.net.datagram import DatagramSocket
+from warpgate.net.resolve import look_up
 from warpgate.stun.client import mapped_addresses, tcp_mapped_addresses
 
 MAX_OWN_STUN: Final = 2
@@ -18,6 +19,7 @@ STUN_RTO_S: Final = 0.25
 STUN_S: Final = 0.9
 STUN_PACKETS: Final = 3  # that one query sends at most in its time
 STUN_BYTES: Final = 28
+RESOLVE_S: Final = 3.0
 
 
 async def open_towards(dest: Address) -> DatagramSocket:
@@ -85,12 +87,9 @@ async def tcp_mapped_ips(af: int, beside: Address | None, budget: PacketBudget) 
 
 async def resolved(servers: Sequence[Address]) -> list[Address]:
     """Return the addresses of servers given by name or address; what can't be resolved is left out."""
-    loop = asyncio.get_running_loop()
-    found: list[Address] = []
-    for host, port in servers:
-        try:
-            infos = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-        except OSError:
-            continue
-        found += [user_address(info[4]) for info in infos]
+    lookups = [
+        look_up(host, port, kind=socket.SOCK_DGRAM, timeout_s=RESOLVE_S) for host, port in servers
+    ]
+    entries = await asyncio.gather(*lookups, return_exceptions=True)
+    found = [user_address(e[4]) for each in entries if isinstance(each, list) for e in each]
     return list(dict.fromkeys(found))

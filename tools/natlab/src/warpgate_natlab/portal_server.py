@@ -56,7 +56,9 @@ def reply(query: bytes) -> bytes | None:
     record = b""
     if address is not None:
         packed = address.packed
-        record = b"\xc0\x0c" + query[end - 4 : end] + b"\0\0\0\x05" + bytes((0, len(packed))) + packed
+        record = (
+            b"\xc0\x0c" + query[end - 4 : end] + b"\0\0\0\x05" + bytes((0, len(packed))) + packed
+        )
     return head + query[12:end] + record
 
 
@@ -77,7 +79,9 @@ def main(port: int, certificate: str, key: str) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     threading.Thread(target=names, daemon=True).start()
-    with socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+    with socket.create_server(
+        ("::", port), family=socket.AF_INET6, dualstack_ipv6=True
+    ) as listener:
         while True:
             conn, _ = listener.accept()
             threading.Thread(target=serve, args=(conn, context), daemon=True).start()

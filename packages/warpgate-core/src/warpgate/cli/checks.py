@@ -18,6 +18,7 @@ from warpgate import __version__
 from warpgate.errors import ConfigError, SignallingError, WarpgateError
 from warpgate.events import Counters
 from warpgate.net.constants import IP4, IP6
+from warpgate.protocol.web_page import LOG_IN
 
 if TYPE_CHECKING:
     from warpgate.identity import Identity
@@ -233,8 +234,11 @@ async def _broker(url: str) -> Finding:
             await returned.wait()
         took = loop.time() - started
     except (TimeoutError, SignallingError) as error:
-        cause = transport.status()[0].error or str(error) or "no answer"
+        status = transport.status()[0]
+        cause = status.error or str(error) or "no answer"
         mend = "check that it runs, the port, user and password, TLS, and its ACL on wg/1/i/+"
+        if status.answered_by == "web page":
+            mend = f"this network wants a login: {LOG_IN}"
         return Finding("fail", subject, f"no signal came back: {cause}", mend)
     finally:
         await transport.close()

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from warpgate.errors import LocalProtocolError, MessageTooLarge, RemoteProtocolError, UnknownMessage
+from warpgate.protocol.web_page import what_speaks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +42,10 @@ _MAX_BODY: Mapping[int, int] = MappingProxyType(
         SIGNAL: MAX_SIGNAL_BODY,
     }
 )
+
+
+class NotAHello(RemoteProtocolError):
+    """A stream on which nobody speaks this protocol."""
 
 
 def kind_name(kind: int) -> str:
@@ -137,12 +142,12 @@ class Deframer:
 
         Raises:
             RemoteProtocolError: what comes next is no message, as soon as that is certain:
-                without the magic, ``UnknownMessage`` or ``MessageTooLarge``.
+                ``NotAHello`` (without the magic), ``UnknownMessage`` or ``MessageTooLarge``.
 
         """
         buffer = self._buffer
         if looks_like_magic(bytes(buffer[: len(PREFIX)])) is False:
-            raise RemoteProtocolError("the stream does not go on with a message's magic")
+            raise NotAHello(what_speaks(bytes(buffer)))
         if len(buffer) < MAGIC_SIZE:
             return None
         kind = buffer[len(PREFIX)]

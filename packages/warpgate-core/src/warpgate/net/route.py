@@ -6,7 +6,7 @@ import asyncio
 import errno
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from warpgate.net.addresses import (
     Address,
@@ -17,6 +17,7 @@ from warpgate.net.addresses import (
     user_address,
 )
 from warpgate.net.constants import IP4, IP6, TCP, af_name, transport_name
+from warpgate.net.resolve import look_up
 from warpgate.protocol.ip import is_link_local, is_loopback, split_scope
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # Linux: bind() leaves the choice of the port to connect(), so that ports can be shared by
 # connections to different peers (ip(7)). Python has no name for it before 3.12.
 IP_BIND_ADDRESS_NO_PORT = 24
+RESOLVE_S: Final = 5.0
 
 
 class Route:
@@ -205,8 +207,7 @@ class Route:
     async def _resolve(self, dest: Address, kind: int) -> SystemAddress:
         ip, port = dest[0], dest[1]
         if not is_ip(ip):
-            loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(ip, port, family=self.af, type=kind)
+            found = await look_up(ip, port, family=self.af, kind=kind, timeout_s=RESOLVE_S)
             ip = user_address(found[0][4])[0]
         return system_address(self.af, (self._scoped(ip), port))
 

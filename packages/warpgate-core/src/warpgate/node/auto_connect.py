@@ -190,6 +190,7 @@ async def _race(
     node.notify(ConnectStarted(peer.node_id, len(chosen.combinations), len(chosen.skips)))
     race = Race(manager, peer, chosen)
     report.outcomes, report.skips = race.outcomes, race.skips
+    node.network.ask_again()
     news = News(race, options)
     try:
         news.begin()
@@ -232,7 +233,12 @@ def _explain(
             )
     lines = report.lines() or ["nothing could be tried"]
     silent = ", which answered no signal and no dial: is it running, and has it a broker in common?"
-    head = "no path to the peer" + (silent if report.outcomes and not heard else "")
+    head = "no path to the peer"
+    login = node.rendezvous.login_wanted()
+    if login:
+        head += f": {login}"
+    elif report.outcomes and not heard:
+        head += silent
     return NoPathError(f"{head}\n" + "\n".join(f"  {line}" for line in lines))
 
 

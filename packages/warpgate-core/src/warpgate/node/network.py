@@ -60,10 +60,12 @@ class NetworkWatch:
         self._keepers = Keepers(needed=self._needed, on_news=self._heard, counters=node.stats)
         self._forwarded: dict[Site, Address] = {}
         self._callbacks: list[Callable[[], None]] = []
+        self._arrivals: list[Callable[[], None]] = []
         self._monitor: NetworkMonitor | None = None
         self._last: NetReport | None = None
         self._answered_s: float | None = None
         self._silent = False
+        self._failures = 0  # surveys in a row without an answer
         self._closed = False
         self._networks = 0  # how often they were others
         self._reported = asyncio.Event()
@@ -140,6 +142,29 @@ class NetworkWatch:
 
         return unsubscribe
 
+    def on_arrival(self, callback: Callable[[], None]) -> None:
+        """Call back in another network, and when this one lets through what it did not before.
+
+        What was learnt of servers in the meantime does not hold any more.
+
+        Args:
+            callback: called without arguments, until the node closes.
+
+        """
+        self._arrivals.append(callback)
+
+    def back_online(self) -> None:
+        """Look at the network anew: outside is reached after a time when it was not."""
+        self._failures = 0
+        self._wanted.set()
+        self._keepers.check(everything=True)
+        self._arrived()
+
+    def ask_again(self) -> None:
+        """Survey again at once where no server answered the last time: a call is waiting."""
+        if self._silent:
+            self._wanted.set()
+
     def set_port_mapping(self, af: int, interface: str, external: Address | None) -> None:
         """Let the address name an external port that a router forwards to the listening port.
 
@@ -177,6 +202,7 @@ class NetworkWatch:
             self._monitor.close()
         self._closed = True
         self._callbacks.clear()
+        self._arrivals.clear()
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
@@ -196,7 +222,6 @@ class NetworkWatch:
         loop = asyncio.get_running_loop()
         self._look()
         self._apply()
-        failures = 0
         while True:
             self._wanted.clear()
             began = loop.time()
@@ -206,10 +231,10 @@ class NetworkWatch:
                 log.exception("the survey of the network failed")
                 self._silent = True
             self._reported.set()
-            failures = failures + 1 if self._silent else 0
+            self._failures = self._failures + 1 if self._silent else 0
             pause: float | None = None
             if self._silent:
-                pause = min(RETRY_S * 2.0 ** min(failures - 1, 16), RETRY_CAP_S)
+                pause = min(RETRY_S * 2.0 ** min(self._failures - 1, 16), RETRY_CAP_S)
             elif self._known.doubtful():
                 pause = CONFIRM_S
             else:
@@ -318,7 +343,13 @@ class NetworkWatch:
         return True
 
     def _call_back(self) -> None:
-        for callback in list(self._callbacks):
+        self._call(self._callbacks)
+
+    def _arrived(self) -> None:
+        self._call(self._arrivals)
+
+    def _call(self, callbacks: Sequence[Callable[[], None]]) -> None:
+        for callback in list(callbacks):
             try:
                 callback()
             except Exception:
@@ -358,6 +389,8 @@ class NetworkWatch:
             self._keepers.check(everything=changed or slept)
             if changed and not signed:
                 self._call_back()
+            if changed or moved or slept:
+                self._arrived()
             if moved or slept:  # a container's address that comes and goes is no reason
                 self._wanted.set()
             if changed or moved or slept:

@@ -12,6 +12,7 @@ from warpgate.errors import ConfigError, SignallingError, WarpgateError
 from warpgate.hookspecs import hookimpl
 from warpgate.names.finder import find_name, find_node, unknown
 from warpgate.names.rules import clean_name, fingerprint, full_name, is_node_id, shown
+from warpgate.protocol.web_page import LOG_IN
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -64,6 +65,7 @@ class Rendezvous:
             node.stats,
             on_link=lambda ip: any(nic.on_link(ip) for nic in node.ifs),
             on_change=node.sign_address,
+            on_return=node.network.back_online,
         )
         if node.conf["enable_nickname"]:
             self.names = RetainedNames(self.mqtt, node.identity, node.stats)
@@ -213,6 +215,19 @@ class Rendezvous:
         return self.mqtt is not None and any(
             each.state == "connected" for each in self.mqtt.status()
         )
+
+    def login_wanted(self) -> str:
+        """Return why this network seems to want a login, in words; empty when it does not.
+
+        It does where each of its brokers is answered for by somebody else.
+        """
+        states = [] if self.mqtt is None else self.mqtt.status()
+        if not states or not all(each.answered_by for each in states):
+            return ""
+        names = ", ".join(each.url for each in states)
+        if any(each.answered_by == "web page" for each in states):
+            return f"this network wants a login: {LOG_IN} (in place of {names} a web page came)"
+        return f"somebody else answers in place of {names} ({states[0].error}); if so, {LOG_IN}"
 
     def nudge(self, own_ips: Collection[str]) -> None:
         """Look after the connections to brokers at once: the network has changed."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final
 
 from warpgate.protocol.ip import is_link_local, is_loopback, is_private, is_public, parse_ip
@@ -54,6 +55,15 @@ def normalise(broker: str | BrokerURL) -> str:
     if url.scheme in ("ws", "wss"):
         path = url.path if url.path.strip("/") else WEBSOCKET_PATH
     return f"{url.scheme}://{join_host_port(host, url.port)}{path}"
+
+
+def names_of(brokers: Iterable[str]) -> list[str]:
+    """Return a peer's brokers in our own form, without those that are none."""
+    names: dict[str, None] = {}
+    for broker in brokers:
+        with suppress(ValueError):
+            names[normalise(broker)] = None
+    return list(names)
 
 
 def may_dial(ip: str, peer_ips: Iterable[str], on_link: Callable[[str], bool]) -> bool:

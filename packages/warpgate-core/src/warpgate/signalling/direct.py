@@ -15,7 +15,7 @@ from warpgate.errors import RemoteProtocolError, SignallingError
 from warpgate.hello.messages import SIGNAL, Deframer, frame
 from warpgate.net.constants import TCP
 from warpgate.net.pipe import Pipe
-from warpgate.protocol.ip import is_loopback
+from warpgate.protocol.ip import is_loopback, is_public
 from warpgate.signalling.transport import Deliver, SignalOrigin
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ MAX_CONNECTIONS = 256
 STAGGER_S = 0.030
 MAX_DIALS = 6
 CONNECT_TIMEOUT_S = 3.0
+DOUBT_S = 0.05
+"""A new connection to a public address is doubted for this and two round trips: a network that wants
+a login answers everybody's dials with a page of its own."""
+MAX_DOUBT_S = 0.5
 
 
 Target = tuple["Interface", int, str, int]
@@ -67,6 +71,7 @@ class DirectTransport:
         self._connections: OrderedDict[Pipe, asyncio.TimerHandle] = OrderedDict()
         self._by_peer: dict[bytes, Pipe] = {}
         self._dials: dict[bytes, _Dial] = {}
+        self._doubts: dict[Pipe, asyncio.Future[str]] = {}
 
     async def start(self, deliver: Deliver) -> None:
         """Begin to accept envelopes; the node's listeners bring the connections."""
@@ -91,13 +96,19 @@ class DirectTransport:
         """Carry an envelope to a peer's listening port.
 
         Raises:
-            SignallingError: none of the peer's addresses that can be reached from here answers.
+            SignallingError: none of the peer's addresses that can be reached from here answers, or
+                it is not the peer who does.
 
         """
         pipe = self._by_peer.get(dest.key)
         if pipe is None or pipe.closed:
             pipe = await self._connect(dest)
         await self._write(pipe, envelope)
+        doubt = self._doubts.get(pipe)
+        if doubt is not None:
+            await asyncio.wait([doubt])
+            if doubt.result():
+                raise SignallingError(f"{pipe.remote[0]} port {pipe.remote[1]}: {doubt.result()}")
 
     async def _connect(self, dest: PeerAddress) -> Pipe:
         """Wait for the one dial to a peer, which ends when nobody waits for it any more."""
@@ -122,10 +133,22 @@ class DirectTransport:
         return dial.task.result()
 
     async def _open(self, dest: PeerAddress) -> Pipe:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         pipe = await self._dial(dest)
         if self._adopt(pipe, Deframer()):
             self._by_peer[dest.key] = pipe
+            if is_public(pipe.remote[0]):
+                self._doubts[pipe] = loop.create_future()
+                doubt_s = min(DOUBT_S + 2 * (loop.time() - began), MAX_DOUBT_S)
+                loop.call_later(doubt_s, self._settle, pipe, "")
         return pipe
+
+    def _settle(self, pipe: Pipe, cause: str) -> None:
+        """Say who is at the other end of a new connection: the peer, or why it is not."""
+        doubt = self._doubts.pop(pipe, None)
+        if doubt is not None:
+            doubt.set_result(cause)
 
     def accept(self, pipe: Pipe, deframer: Deframer, body: bytes) -> None:
         """Take over a connection that began with a signal; ``body`` is its first envelope."""
@@ -172,6 +195,7 @@ class DirectTransport:
     def _garbage(self, pipe: Pipe, error: RemoteProtocolError) -> None:
         self._counters.count("signal_garbage")
         log.debug("signal connection with %s: %s", pipe.remote, error)
+        self._settle(pipe, str(error))
         pipe.abort()
 
     def _received(self, pipe: Pipe, envelope: bytes) -> None:
@@ -185,6 +209,7 @@ class DirectTransport:
         origin = SignalOrigin(self.name, is_loopback(ip), reply, f"{ip} port {port}")
         if self._deliver(envelope, origin) is False:
             raise RemoteProtocolError("an envelope that is not for this node")
+        self._settle(pipe, "")
         self._touch(pipe)
 
     async def _write(self, pipe: Pipe, envelope: bytes) -> None:
@@ -205,6 +230,7 @@ class DirectTransport:
         timer = self._connections.pop(pipe, None)
         if timer is not None:
             timer.cancel()
+        self._settle(pipe, "the connection ended at once")
         for key in [key for key, other in self._by_peer.items() if other is pipe]:
             del self._by_peer[key]
 

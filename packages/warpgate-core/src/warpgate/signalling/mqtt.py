@@ -26,9 +26,10 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from warpgate.errors import SignallingError
 from warpgate.net.addresses import user_address
+from warpgate.protocol.web_page import is_web_page
 from warpgate.server_urls import BrokerURL
+from warpgate.signalling import mqtt_dial as dial
 from warpgate.signalling.broker_policy import WEBSOCKET_PATH
-from warpgate.signalling.mqtt_dial import CONNECT_TIMEOUT_S, connect_socket, discard, tls_handshake
 from warpgate.signalling.mqtt_packets import take_publish
 
 MQTT_5: Final = 5
@@ -128,7 +129,7 @@ class Session:
             raise SignallingError(self.ended.result())
         properties = None
         if expiry_s is not None and self.version == MQTT_5:
-            properties = _properties(PacketTypes.PUBLISH)
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             properties.MessageExpiryInterval = expiry_s
         reason = await self._client.publish_acknowledged(topic, payload, retain, properties)
         return reason != NO_MATCHING_SUBSCRIBERS
@@ -152,7 +153,7 @@ class Session:
         if not self.ended.done():
             self.ended.set_result(cause)
             self._client.drop(cause)
-            discard(self._twin)
+            dial.discard(self._twin)
 
 
 class _Client(aiomqtt.Client):
@@ -169,7 +170,7 @@ class _Client(aiomqtt.Client):
         websockets = url.scheme in ("ws", "wss")
         properties = None
         if version == MQTT_5:
-            properties = _properties(PacketTypes.CONNECT)
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.MaximumPacketSize = MAX_PACKET_BYTES
         super().__init__(
             url.host,
@@ -199,11 +200,13 @@ class _Client(aiomqtt.Client):
         # paho connects and shakes hands in a thread, which nothing could interrupt: hand it a socket
         # that is connected already, TLS included. What is left to it ends when the socket's twin does.
         paho: Any = self._client
-        paho.connect_timeout = CONNECT_TIMEOUT_S
+        paho.connect_timeout = dial.CONNECT_TIMEOUT_S
         paho._create_socket_connection = lambda: sock  # noqa: SLF001  # no public way
         paho._ssl_wrap_socket = lambda connected: connected  # noqa: SLF001
         self._receive = paho._sock_recv  # noqa: SLF001
         self._chunk = 1 if websockets else READ_BYTES
+        self._fresh = not websockets  # those begin with a web server's answer
+        self.web_page = False
         self._buffer = memoryview(b"")
         self._drained = False
         paho._sock_recv = self._receive_some  # noqa: SLF001
@@ -257,6 +260,10 @@ class _Client(aiomqtt.Client):
             except BlockingIOError:
                 self._drained = True
                 raise
+            self.web_page = self._fresh and is_web_page(self._buffer[:16])
+            self._fresh = False
+            if self.web_page:
+                raise ConnectionError("a web page")
         taken, self._buffer = bytes(self._buffer[:size]), self._buffer[size:]
         return taken
 
@@ -339,20 +346,18 @@ async def open_session(
 
     Raises:
         VersionRefused: the broker took the connection but not this version, or did not answer it.
+        WrongServer: somebody else answered in its stead.
         SignallingError: it can't be reached, or refused for another reason.
 
     """
     loop = asyncio.get_running_loop()
-    sock = await connect_socket(url, permit)
+    sock = await dial.connect_socket(url, permit)
     twin = sock.dup()
     enter: asyncio.Task[Any] | None = None
     try:
-        if url.scheme in ("mqtts", "wss"):
-            if context is None:  # reads the system's certificate authorities from disk
-                context = await loop.run_in_executor(None, ssl.create_default_context)
-            sock = await tls_handshake(sock, context, url.host)
-        else:
-            context = None
+        context = await dial.context_for(url.scheme, context)
+        if context is not None:
+            sock = await dial.tls_handshake(sock, context, url.host)
         if reached is not None and not reached.done():
             reached.set_result(None)
         client = _Client(sock, url, version, context, on_message)
@@ -363,13 +368,15 @@ async def open_session(
             raise VersionRefused("the broker does not answer")
         enter.result()
     except BaseException as error:
-        discard(twin)
+        dial.discard(twin)
         if enter is not None:
             # The twin's end wakes paho's thread; nothing of it may be left when the socket closes.
             await asyncio.wait([enter], timeout=CLOSE_S)
             enter.cancel()
             client.drop("closed")
         sock.close()
+        if enter is not None and client.web_page:
+            raise dial.web_page() from None
         if isinstance(error, aiomqtt.MqttError):
             raise _refusal(error) from None
         raise
@@ -383,10 +390,6 @@ def _refusal(error: aiomqtt.MqttError) -> SignallingError:
             return SignallingError(f"the broker refused the connection: {reason}")
         return VersionRefused(f"the broker refused the connection: {reason}")
     return VersionRefused(str(error))
-
-
-def _properties(packet: int) -> Properties:
-    return Properties(packet)  # type: ignore[no-untyped-call]
 
 
 def _retrieve(task: asyncio.Future[Any]) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from warpgate.errors import SignallingError
+from warpgate.net.resolve import look_up
 from warpgate.protocol.ip import parse_ip
+from warpgate.protocol.web_page import LOGIN_HINT
 from warpgate.server_urls import BrokerURL
 
 MAX_ADDRESSES: Final = 4
@@ -19,8 +21,30 @@ CONNECT_TIMEOUT_S: Final = 1.5
 """For one TCP connection; twice that for its name, and for TLS."""
 
 
+_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST")
+"""What OpenSSL calls an answer that is not TLS."""
+
+
 class NotPermitted(SignallingError):
     """No address of the broker may be dialled; trying again changes nothing."""
+
+
+class WrongServer(SignallingError):
+    """Somebody else answers in the broker's stead, and will the next time.
+
+    Attributes:
+        who: ``"web page"``, or ``"stranger"`` where that is not certain.
+
+    """
+
+    def __init__(self, text: str, who: str = "stranger") -> None:
+        super().__init__(text)
+        self.who = who
+
+
+def web_page() -> WrongServer:
+    """Return the error for a broker in whose stead a web server has answered."""
+    return WrongServer(f"a web page came instead of MQTT: {LOGIN_HINT}", "web page")
 
 
 async def connect_socket(url: BrokerURL, permit: Callable[[str], bool]) -> socket.socket:
@@ -41,9 +65,10 @@ async def connect_socket(url: BrokerURL, permit: Callable[[str], bool]) -> socke
         if parse_ip(url.host) is not None:
             found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
         else:
-            async with asyncio.timeout(2 * CONNECT_TIMEOUT_S):
-                found = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
-    except (OSError, TimeoutError, UnicodeError) as error:
+            found = await look_up(
+                url.host, url.port, kind=socket.SOCK_STREAM, timeout_s=2 * CONNECT_TIMEOUT_S
+            )
+    except (OSError, TimeoutError) as error:
         raise SignallingError(f"{url.host} is not found: {error or 'no answer'}") from None
     allowed = [entry for entry in found if permit(str(entry[4][0]))]
     if not allowed:
@@ -73,11 +98,22 @@ async def connect_socket(url: BrokerURL, permit: Callable[[str], bool]) -> socke
     raise SignallingError("; ".join(dict.fromkeys(errors)))
 
 
+async def context_for(scheme: str, context: ssl.SSLContext | None) -> ssl.SSLContext | None:
+    """Return what checks a broker's certificate, by default the system's authorities; None: no TLS."""
+    if scheme not in ("mqtts", "wss"):
+        return None
+    if context is None:  # reads the system's certificate authorities from disk
+        loop = asyncio.get_running_loop()
+        context = await loop.run_in_executor(None, ssl.create_default_context)
+    return context
+
+
 async def tls_handshake(sock: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
     """Do a TLS handshake as client on a socket of :func:`connect_socket`; takes the socket over.
 
     Raises:
-        SignallingError: it failed, or the certificate is not good for the host.
+        WrongServer: the certificate is not good for the host, or it is no TLS that is spoken there.
+        SignallingError: anything else that goes wrong.
 
     """
     loop = asyncio.get_running_loop()
@@ -96,8 +132,15 @@ async def tls_handshake(sock: socket.socket, context: ssl.SSLContext, host: str)
                     await _ready(loop.add_reader, loop.remove_reader, tls)
                 except ssl.SSLWantWriteError:
                     await _ready(loop.add_writer, loop.remove_writer, tls)
+    except ssl.SSLCertVerificationError as error:
+        tls.close()
+        raise WrongServer(
+            f"TLS: the certificate is refused: {error.verify_message.rstrip('.')}; {LOGIN_HINT}"
+        ) from None
     except (OSError, TimeoutError, ssl.CertificateError) as error:
         tls.close()
+        if getattr(error, "reason", None) in _NO_TLS:
+            raise WrongServer(f"TLS is not what is spoken there: {LOGIN_HINT}") from None
         raise SignallingError(f"TLS: {error or 'no answer'}") from None
     except BaseException:
         tls.close()

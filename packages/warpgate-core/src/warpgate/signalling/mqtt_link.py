@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from warpgate.errors import SignallingError
 from warpgate.signalling.broker_policy import normalise
-from warpgate.signalling.mqtt_dial import NotPermitted
+from warpgate.signalling.mqtt_dial import NotPermitted, WrongServer
 
 if TYPE_CHECKING:
     from warpgate.server_urls import BrokerURL
@@ -22,6 +22,8 @@ log = logging.getLogger("warpgate")
 
 BACKOFF_BASE_S: Final = 0.2
 BACKOFF_CAP_S: Final = 30.0
+LOGIN_CAP_S: Final = 3.0
+"""The back-off's cap while somebody else answers: after the login the broker is there at once."""
 STEADY_S: Final = 10.0
 """A connection that held this long resets the back-off."""
 PATIENCE_S: Final = 0.3
@@ -45,6 +47,8 @@ class BrokerStatus:
         version: ``"5"`` or ``"3.1.1"``, empty before the first connection.
         tls: whether the connection is encrypted.
         on_demand: dialled for the sake of a peer, not configured.
+        answered_by: who answered in the broker's stead the last time: ``"web page"``, ``"stranger"``
+            (in TLS), or empty: nobody.
 
     """
 
@@ -56,12 +60,15 @@ class BrokerStatus:
     version: str
     tls: bool
     on_demand: bool
+    answered_by: str = ""
 
 
 class BrokerLink:
     """Keeps a session with one broker until it is closed.
 
     ``refused`` is set when none of the broker's addresses may be dialled: the link does nothing then.
+    ``was_away`` is set while the broker can't be reached, and until ``on_connected`` was called;
+    ``was_up`` once there has been a connection.
 
     Args:
         url: the broker.
@@ -89,6 +96,9 @@ class BrokerLink:
         self.on_demand = on_demand
         self.last_used = 0.0
         self.refused = False
+        self.was_away = self.was_up = False
+        self._wrong: WrongServer | None = None
+        self._wrong_at = 0.0
         self._url = url
         self._topics = topics
         self._on_message = on_message
@@ -148,13 +158,18 @@ class BrokerLink:
                 self._set("closed")
                 self._up.set()
                 return
+            except WrongServer as error:
+                self._error, self._wrong, self._wrong_at = str(error), error, loop.time()
+                self._up.set()  # who waits for this broker need not go on
             except SignallingError as error:
-                self._error = str(error)
+                self._error, self._wrong = str(error), None
             except Exception as error:  # noqa: BLE001  # the link outlives whatever a broker provokes
                 self._error = repr(error)
             else:
                 delay = await self._hold(session, delay)
             self._set("waiting")
+            self.was_away = True
+            delay = min(delay, LOGIN_CAP_S) if self._wrong is not None else delay
             log.debug("broker %s: %s; again in %.1f s", self.name, self._error, delay)
             self._nudged.clear()
             earliest = BACKOFF_BASE_S - (loop.time() - began)
@@ -172,11 +187,13 @@ class BrokerLink:
         """Stay with a session until it ends; returns the back-off to go on with."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self._session = session
+        self._session, self._wrong = session, None
+        self.was_up = True
         self._set("connected")
         self._up.set()
         try:
             self._on_connected(self)
+            self.was_away = False
             await asyncio.wait([session.ended])  # to await it would be to cancel it
             self._error = session.ended.result()
         finally:
@@ -297,10 +314,10 @@ class BrokerLink:
 
     async def _publish(self, topic: str, payload: bytes, until: float) -> None:
         loop = asyncio.get_running_loop()
-        cause = ""
+        cause, asked = "", loop.time()
         while (left := until - loop.time()) > 0:
             session = self._session
-            if self.refused:
+            if self.refused or (self._wrong is not None and self._wrong_at > asked):
                 break
             if session is None or session.ended.done():
                 await self._connect_within(left)
@@ -360,6 +377,7 @@ class BrokerLink:
             version={_V5: "5", _V3: "3.1.1"}.get(self._version, ""),
             tls=self._url.scheme in ("mqtts", "wss"),
             on_demand=self.on_demand,
+            answered_by=self._wrong.who if self._wrong is not None else "",
         )
 
     def _set(self, state: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from warpgate.errors import ConfigError, SignallingError
 from warpgate.protocol.peer_address import MAX_BROKER_BYTES, MAX_BROKERS
 from warpgate.server_urls import BrokerURL, parse_broker, redact
-from warpgate.signalling.broker_policy import inbox_topic, may_dial, normalise
+from warpgate.signalling.broker_policy import inbox_topic, may_dial, names_of, normalise
 from warpgate.signalling.mqtt_inbox import Inbox
 from warpgate.signalling.mqtt_link import RESEND_S, BrokerLink, BrokerStatus
 from warpgate.signalling.mqtt_race import Race
@@ -39,9 +39,11 @@ IDLE_S: Final = 60.0
 MAX_SENDING: Final = 512
 """Publications under way, over all signals and brokers."""
 SUBSTITUTE_AFTER_S: Final = 10.0
+FIRST_S: Final = 0.7
+"""Within this a broker that can be reached at all is connected: the next one is tried beside it."""
 LINGER_S: Final = 300.0
 """How long a substitute stays once the broker that it stands in for is back: addresses name it."""
-TICK_S: Final = 2.0
+TICK_S: Final = 0.7
 
 
 class MqttTransport:
@@ -55,6 +57,7 @@ class MqttTransport:
         on_link: whether an IP address lies on a subnet that this node is directly connected to.
         tls_context: for ``mqtts`` and ``wss``; None takes the system's certificate authorities.
         on_change: called when :meth:`brokers` has changed, so that the address is signed anew.
+        on_return: called when a broker is reached after a time when none could be.
 
     Raises:
         ConfigError: a broker's URL can't be used.
@@ -73,6 +76,7 @@ class MqttTransport:
         on_link: Callable[[str], bool] = lambda _ip: False,
         tls_context: ssl.SSLContext | None = None,
         on_change: Callable[[], None] = lambda: None,
+        on_return: Callable[[], None] = lambda: None,
     ) -> None:
         self._configured: dict[str, BrokerURL] = {}
         for text in brokers:
@@ -83,6 +87,7 @@ class MqttTransport:
         self._on_link = on_link
         self._tls_context = tls_context
         self._on_change = on_change
+        self._on_return = on_return
         self._inbox_topic = inbox_topic(identity.public_key)
         self._inbox = Inbox(counters, self._hand_over)
         self._retained = Retained(self._inbox_topic, counters)
@@ -152,7 +157,7 @@ class MqttTransport:
         now = asyncio.get_running_loop().time()
         for refused in [link for link in self._on_demand.values() if link.refused]:
             self._drop_on_demand(refused)  # another peer's word may be good enough
-        theirs = _names(dest.brokers)
+        theirs = names_of(dest.brokers)
         links = {
             name: link
             for name in theirs
@@ -163,15 +168,16 @@ class MqttTransport:
         race = Race(self._publisher(dest, envelope, now + SEND_S))
         try:
             race.add(links.values())
+            # A broker of ours may be bridged with the peer's, or be the same by another port; MQTT 5
+            # tells whether anybody is there. A bridge always is, so the dials go on nevertheless.
+            if not any(link.connected for link in links.values()):
+                ours = [link for link in self._kept.values() if link.tells_receivers]
+                within_s = COMMON_S if links else BRIDGES_S
+                race.add(ours, self._publisher(dest, envelope, now + within_s))
             if links and await race.won(COMMON_S):
                 return
             others = [name for name in theirs if name not in links]
             race.add(self._dial_for(dest, others, race.errors))
-            if not links:
-                # A broker of ours may be bridged with the peer's; MQTT 5 tells whether anybody is
-                # there to receive. A bridge always is, so the dials go on nevertheless.
-                ours = [link for link in self._kept.values() if link.tells_receivers]
-                race.add(ours, self._publisher(dest, envelope, now + BRIDGES_S))
             if not await race.won(None):
                 race.errors = race.errors or ["this node and the peer have no broker to meet at"]
                 raise SignallingError("; ".join(race.errors))
@@ -259,6 +265,9 @@ class MqttTransport:
 
     def _connected(self, link: BrokerLink) -> None:
         self._some_up.set()
+        others = [each for each in self._kept.values() if each is not link and each.connected]
+        if link.was_away and not others:
+            self._on_return()
         if not link.on_demand:
             self._spawn(self._retained.republish(link))
 
@@ -276,7 +285,9 @@ class MqttTransport:
     def _substitute(self) -> None:
         """Stand in for brokers that are down for long; retire stand-ins no longer needed."""
         now = asyncio.get_running_loop().time()
-        working = [link for link in self._kept.values() if link.down_for() < SUBSTITUTE_AFTER_S]
+        waits = [SUBSTITUTE_AFTER_S if link.was_up else FIRST_S for link in self._kept.values()]
+        downs = [link.down_for() for link in self._kept.values()]
+        working = [down for down, wait in zip(downs, waits, strict=True) if down < wait]
         if len(working) < self._keep:
             spare = next((name for name in self._configured if name not in self._kept), None)
             if spare is not None and len(self._kept) < MAX_BROKERS:
@@ -386,12 +397,3 @@ def _parse(text: str) -> tuple[str, BrokerURL]:
             f"brokers: {redact(text)!r} is longer than the {MAX_BROKER_BYTES} bytes an address holds"
         )
     return name, url
-
-
-def _names(brokers: Sequence[str]) -> list[str]:
-    """Return a peer's brokers in our own form, without those that are none."""
-    names: dict[str, None] = {}
-    for broker in brokers:
-        with contextlib.suppress(ValueError):
-            names[normalise(broker)] = None
-    return list(names)

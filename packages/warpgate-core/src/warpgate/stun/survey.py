@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-import threading
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from ..events import Counters
 from ..nat.classify import nat64_prefix
@@ -15,6 +13,7 @@ from ..nat.report import NetReport, PathReport, ServerReport
 from ..net.addresses import is_ip, user_address
 from ..net.constants import IP4, IP6, af_name
 from ..net.nic import Interface, list_interfaces
+from ..net.resolve import look_up
 from ..protocol.ip import is_link_local
 from ..server_urls import STUN_PORT, join_host_port, parse_host_port
 from .attributes import Address
@@ -161,29 +160,31 @@ def _server(
 
 async def _lookups(named: dict[str, Address], ipv6: bool) -> tuple[Found, str | None, bool | None]:
     """Return the servers' addresses, the NAT64 prefix, and False when there certainly is none."""
+    loop = asyncio.get_running_loop()
     found: Found = {}
-    pending: dict[str, asyncio.Future[list[tuple[int, Address]]]] = {}
+    pending: dict[str, asyncio.Task[list[tuple[int, Address]]]] = {}
     for text, (host, port) in named.items():
         if is_ip(host):
             found[text] = [(IP6 if ":" in host else IP4, (host, port))]
         else:
-            pending[text] = _lookup(host, port)
-    special = _lookup(NAT64_NAME, 0, socket.AF_INET6) if ipv6 else None
-    loop = asyncio.get_running_loop()
+            pending[text] = loop.create_task(_lookup(host, port))
+    special = loop.create_task(_lookup(NAT64_NAME, 0, socket.AF_INET6)) if ipv6 else None
     deadline = loop.time() + LOOKUP_S
     waiting = set(pending.values()) | ({special} if special is not None else set())
-    while waiting and (left := deadline - loop.time()) > 0:
-        done, waiting = await asyncio.wait(
-            waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED
-        )
-        if any(not each.exception() and each is not special for each in done):
-            deadline = min(deadline, loop.time() + LOOKUP_GRACE_S)
+    try:
+        while waiting and (left := deadline - loop.time()) > 0:
+            done, waiting = await asyncio.wait(
+                waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED
+            )
+            if any(not each.exception() and each is not special for each in done):
+                deadline = min(deadline, loop.time() + LOOKUP_GRACE_S)
+    finally:
+        for late in waiting:
+            late.cancel()
     for text, future in pending.items():
         if future.done() and not future.exception():
             found[text] = future.result()
-    for future in waiting:
-        future.cancel()
-    if special is None or not special.done() or special.cancelled():
+    if special is None or special in waiting:
         return found, None, None
     error = special.exception()
     if error is not None:
@@ -194,31 +195,8 @@ async def _lookups(named: dict[str, Address], ipv6: bool) -> tuple[Found, str | 
     return found, prefix, None if prefix else False
 
 
-def _lookup(
+async def _lookup(
     host: str, port: int, family: int = socket.AF_UNSPEC
-) -> asyncio.Future[list[tuple[int, Address]]]:
-    """Look a name up in a thread that nobody waits for: the loop's own would hold up its end."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[list[tuple[int, Address]]] = loop.create_future()
-
-    def settle(result: list[tuple[int, Address]] | None, error: OSError | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result or [])
-
-    def body() -> None:
-        result: list[tuple[int, Address]] = []
-        failure: OSError | None = None
-        try:
-            entries: list[Any] = socket.getaddrinfo(host, port, family, socket.SOCK_DGRAM)
-            result = [(int(e[0]), user_address(e[4])) for e in entries if e[0] in (IP4, IP6)]
-        except (OSError, UnicodeError) as error:
-            failure = error if isinstance(error, OSError) else OSError(str(error))
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=body, name=f"lookup {host}", daemon=True).start()
-    return future
+) -> list[tuple[int, Address]]:
+    entries = await look_up(host, port, family=family, kind=socket.SOCK_DGRAM, timeout_s=LOOKUP_S)
+    return [(int(e[0]), user_address(e[4])) for e in entries if e[0] in (IP4, IP6)]

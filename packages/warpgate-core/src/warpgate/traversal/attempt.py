@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from warpgate.errors import RemoteProtocolError, TraversalError
+from warpgate.hello.wire import NotAHello
 from warpgate.net.pipe import Pipe
 from warpgate.traversal.combine import refresh
 from warpgate.traversal.report import AttemptOutcome
@@ -47,7 +48,7 @@ class Attempt:
         origin: by which way the peer's latest signal came.
         winner: the nominated pipe, once there is one.
         heard: how many signals of the peer have come.
-        met: whether a stream was connected to somebody.
+        met: whether a stream was connected to somebody who may be the peer.
         sends: signals on their way, and their copies; they end with the attempt.
         on_candidate: asked when a pipe of ours is proven; calls :meth:`nominate` on the winner.
         on_end: called once when the attempt has ended.
@@ -234,6 +235,8 @@ class Attempt:
         """A proof failed; the attempt goes on unless the strategy had given up."""
         self._proofs.discard(handshake)
         self._last_cause = str(handshake.cause)
+        if isinstance(handshake.cause, NotAHello):
+            self.met = False  # a portal, or another program that has the port now
         if isinstance(handshake.cause, RemoteProtocolError):
             self.manager.stats.count("hello_failed")
         if self._gave_up and not self._proofs and not self.ended:
