@@ -12,9 +12,11 @@ import asyncio
 import importlib.util
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -185,13 +187,19 @@ async def refusing() -> AsyncIterator[str]:
 @asynccontextmanager
 async def unresolvable() -> AsyncIterator[str]:
     """A name whose resolution never ends."""
+    answer, plain = threading.Event(), socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **options: Any) -> Any:
+        if host == "broker.invalid":
+            answer.wait(60)
+        return plain(host, *args, **options)
+
     with pytest.MonkeyPatch.context() as patch:
-
-        async def getaddrinfo(*_args: object, **_options: object) -> None:
-            await asyncio.Event().wait()
-
-        patch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-        yield "mqtt://broker.invalid"
+        patch.setattr(socket, "getaddrinfo", getaddrinfo)
+        try:
+            yield "mqtt://broker.invalid"
+        finally:
+            answer.set()
 
 
 @pytest.mark.parametrize("bad", [silent, refusing, unresolvable])

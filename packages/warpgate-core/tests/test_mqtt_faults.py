@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import threading
 import tracemalloc
 from contextlib import asynccontextmanager
 
@@ -207,16 +209,21 @@ async def test_a_broker_that_refuses_costs_nothing(mosquitto):
 
 
 async def test_a_broker_whose_name_is_unknown_costs_nothing(mosquitto, monkeypatch):
-    unanswered = asyncio.Event()
+    answer, plain = threading.Event(), socket.getaddrinfo
 
-    async def getaddrinfo(*_args, **_options):
-        await unanswered.wait()
+    def getaddrinfo(host, *args, **options):
+        if host == "broker.invalid":
+            answer.wait(60)
+        return plain(host, *args, **options)
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     urls = ["mqtt://broker.invalid", mosquitto.url]
-    async with Peer(urls) as a, Peer(urls) as b:
-        await a.send(b)
-        await b.get()
+    try:
+        async with Peer(urls) as a, Peer(urls) as b:
+            await a.send(b)
+            await b.get()
+    finally:
+        answer.set()
 
 
 async def test_close_does_not_wait_for_a_hung_broker(mosquitto):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,13 +283,12 @@ async def test_a_host_name_with_its_certificate(
 ) -> None:
     server = coturn()
     alice, bob = await pair([server.url("tls", host="turn.test")], [], ca_file=str(certificates[0]))
-    loop = asyncio.get_running_loop()
-    plain = loop.getaddrinfo
+    plain = socket.getaddrinfo
 
-    async def lookup(host: Any, port: Any, **options: Any) -> Any:
-        return await plain("127.0.0.1" if host == "turn.test" else host, port, **options)
+    def lookup(host: Any, *args: Any, **options: Any) -> Any:
+        return plain("127.0.0.1" if host == "turn.test" else host, *args, **options)
 
-    monkeypatch.setattr(loop, "getaddrinfo", lookup)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
     await connected(alice, bob)
     (state,) = pool_of(alice).servers.states
     assert state.rtt_s is not None

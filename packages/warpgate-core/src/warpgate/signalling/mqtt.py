@@ -260,7 +260,7 @@ class _Client(aiomqtt.Client):
             except BlockingIOError:
                 self._drained = True
                 raise
-            self.web_page = self._fresh and is_web_page(self._buffer[:16])
+            self.web_page = self._fresh and is_web_page(bytes(self._buffer[:16]))
             self._fresh = False
             if self.web_page:
                 raise ConnectionError("a web page")

@@ -61,6 +61,7 @@ async def connect_socket(url: BrokerURL, permit: Callable[[str], bool]) -> socke
 
     """
     loop = asyncio.get_running_loop()
+    found: list[Any]
     try:
         if parse_ip(url.host) is not None:
             found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)

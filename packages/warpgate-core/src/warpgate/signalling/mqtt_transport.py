@@ -39,11 +39,11 @@ IDLE_S: Final = 60.0
 MAX_SENDING: Final = 512
 """Publications under way, over all signals and brokers."""
 SUBSTITUTE_AFTER_S: Final = 10.0
-FIRST_S: Final = 0.7
+FIRST_S: Final = 1.0
 """Within this a broker that can be reached at all is connected: the next one is tried beside it."""
 LINGER_S: Final = 300.0
 """How long a substitute stays once the broker that it stands in for is back: addresses name it."""
-TICK_S: Final = 0.7
+TICK_S: Final = 2.0
 
 
 class MqttTransport:
@@ -272,8 +272,10 @@ class MqttTransport:
             self._spawn(self._retained.republish(link))
 
     async def _look_after(self) -> None:
+        pause_s = FIRST_S
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(pause_s)
+            pause_s = TICK_S
             for link in list(self._on_demand.values()):
                 if link.idle_for >= IDLE_S:
                     self._drop_on_demand(link)
@@ -285,9 +287,8 @@ class MqttTransport:
     def _substitute(self) -> None:
         """Stand in for brokers that are down for long; retire stand-ins no longer needed."""
         now = asyncio.get_running_loop().time()
-        waits = [SUBSTITUTE_AFTER_S if link.was_up else FIRST_S for link in self._kept.values()]
-        downs = [link.down_for() for link in self._kept.values()]
-        working = [down for down, wait in zip(downs, waits, strict=True) if down < wait]
+        patience = {True: SUBSTITUTE_AFTER_S, False: FIRST_S}
+        working = [each for each in self._kept.values() if each.down_for() < patience[each.was_up]]
         if len(working) < self._keep:
             spare = next((name for name in self._configured if name not in self._kept), None)
             if spare is not None and len(self._kept) < MAX_BROKERS:
