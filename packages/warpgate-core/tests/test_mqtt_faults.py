@@ -10,6 +10,7 @@ import socket
 import threading
 import tracemalloc
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -224,6 +225,53 @@ async def test_a_broker_whose_name_is_unknown_costs_nothing(mosquitto, monkeypat
             await b.get()
     finally:
         answer.set()
+
+
+async def test_a_broker_after_a_time_without_any_is_a_return(mosquitto):
+    returned = asyncio.Event()
+    port = free_port()
+    async with Peer([f"mqtt://127.0.0.1:{port}", mosquitto.url], on_return=returned.set) as a:
+        await a.connected()
+        while a.transport.status()[0].state != "waiting":
+            await asyncio.sleep(0.01)
+        with Mosquitto(mosquitto._folder, port=port):
+            while a.transport.status()[0].state != "connected":
+                await asyncio.sleep(0.01)
+        assert not returned.is_set()  # one of two was always there
+    async with Peer([f"mqtt://127.0.0.1:{port}"], on_return=returned.set) as a:
+        while a.transport.status()[0].state != "waiting":
+            await asyncio.sleep(0.01)
+        with Mosquitto(mosquitto._folder, port=port):
+            async with asyncio.timeout(20):
+                await returned.wait()
+
+
+async def test_a_spare_broker_is_found_soon_where_the_first_ones_are_silent(mosquitto):
+    changed = asyncio.Event()
+    async with server(silent) as (port, _):
+        urls = (f"mqtt://127.0.0.1:{port}", mosquitto.url)
+        async with Peer(urls, keep=1, on_change=changed.set) as a:
+            assert a.transport.brokers() == urls[:1]
+            async with asyncio.timeout(mqtt_transport.SUBSTITUTE_AFTER_S / 2):
+                await changed.wait()
+                await a.connected()
+            assert a.transport.brokers() == urls
+
+
+async def test_a_broker_by_another_port_carries_signals(tmp_path):
+    # What firewalls let through of a broker differs: for one side it is another URL.
+    (tmp_path / "two").mkdir()
+    second = free_port()
+    lines = ["allow_anonymous true", f"listener {second} 127.0.0.1", "allow_anonymous true"]
+    with Mosquitto(tmp_path / "two", lines) as broker:
+        async with server(silent) as (port, _):
+            dead, other = f"mqtt://127.0.0.1:{port}", f"mqtt://127.0.0.1:{second}"
+            async with Peer([dead, other]) as a, Peer([dead, broker.url]) as b:
+                b.address = replace(b.address, brokers=(dead,))
+                await a.connected()
+                await b.connected()
+                await a.send(b)
+                assert await b.get() == b"hello"
 
 
 async def test_close_does_not_wait_for_a_hung_broker(mosquitto):

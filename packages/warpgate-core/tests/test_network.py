@@ -10,11 +10,13 @@ from dataclasses import replace
 
 import pytest
 
+from warpgate import NODE_TEST_CONF, Node
 from warpgate.events import NetworkChanged
 from warpgate.net.constants import IP4, DeltaType, NATType
 from warpgate.net.datagram import DatagramSocket
 from warpgate.net.nic import Interface, InterfaceAddress
 from warpgate.node import addressing, network, place
+from warpgate.node.auto_connect import auto_connect
 from warpgate.node.network_cache import FILE_NAME
 from warpgate.protocol.peer_address import unpack_address
 from warpgate.stun import attributes as att
@@ -297,6 +299,46 @@ async def test_silent_servers_are_asked_again(launch, servers, monkeypatch) -> N
         server.sees = lambda source: (OUTSIDE, source[1])
     await until(lambda: endpoint(node).nat == NATType.PORT_RESTRICTED, 10)
     await until(lambda: not node.network.stale)
+
+
+async def no_path(node):
+    """Stand in for a call: it finds nobody to dial, and asks the network again."""
+    async with Node(conf=NODE_TEST_CONF) as other:
+        pass
+    pipe, _ = await auto_connect(node, other.address(), 5)
+    assert pipe is None
+
+
+async def back_online(node):
+    node.network.back_online()
+
+
+@pytest.mark.parametrize("what", [no_path, back_online])
+async def test_the_survey_is_repeated_at_once(launch, servers, monkeypatch, what) -> None:
+    monkeypatch.setattr(network, "RETRY_S", 600.0)
+    for server in servers:
+        server.sees = lambda source: None
+    node = await launch()
+    arrived = []
+    node.network.on_arrival(lambda: arrived.append(node.network.stale))
+    await node.network.ready()
+    assert node.network.stale
+    for server in servers:
+        server.sees = lambda source: (OUTSIDE, source[1])
+    await what(node)
+    await until(lambda: endpoint(node).nat == NATType.PORT_RESTRICTED, 10)
+    assert arrived == ([True] if what is back_online else [])
+
+
+async def test_another_network_is_an_arrival(launch, machine) -> None:
+    node = await launch()
+    await node.network.ready()
+    arrived = asyncio.Event()
+    node.network.on_arrival(arrived.set)
+    machine[:] = [nic("wlan0", 3, "127.0.5.1")]
+    node.network._noticed(slept=False)
+    async with asyncio.timeout(10):
+        await arrived.wait()
 
 
 async def test_a_machine_that_slept_asks_anew(launch, servers, monkeypatch) -> None:

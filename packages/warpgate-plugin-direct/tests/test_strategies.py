@@ -208,3 +208,29 @@ def test_who_is_behind_a_nat_is_not_dialled() -> None:
         assert DirectConnect.impossible(pair) is None
     for pair in (NatPair(), NatPair(opened, 0, closed, 0)):
         assert ReverseConnect.impossible(pair) is None
+
+
+async def test_a_dial_that_somebody_else_takes_ends_at_once(node_pair: tuple[Node, Node]) -> None:
+    alice, bob = node_pair
+    address, port = bob.address(), bob.port
+    await bob.close()
+    over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.write(b"HTTP/1.1 302 Found\r\nLocation: http://login.example/\r\n\r\n")
+        await over.wait()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
+    try:
+        plugin = await alice.connect(
+            route_type=LOOPBACK_BIND, pnp_addr=address, plugin_name="direct_connect"
+        )
+        outcome = alice.traversal.attempt_of(plugin).outcome
+        assert await asyncio.wait_for(plugin.result, GUARD_S) is None
+        assert outcome.status == "failed"  # not by its time-out
+        assert "a web page came, and not the peer" in outcome.cause
+    finally:
+        over.set()
+        server.close()
