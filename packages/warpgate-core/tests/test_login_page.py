@@ -133,6 +133,8 @@ def test_a_stream_on_which_nobody_speaks_the_protocol() -> None:
     [
         ("mqtt", "web page", "a web page came instead of MQTT"),
         ("mqtts", "stranger", "TLS is not what is spoken there"),
+        ("ws", "stranger", "a web page came instead of a websocket"),
+        ("wss", "stranger", "TLS is not what is spoken there"),
     ],
 )
 async def test_a_page_in_a_brokers_stead(scheme, who, text, monkeypatch) -> None:

@@ -389,6 +389,8 @@ def _refusal(error: aiomqtt.MqttError) -> SignallingError:
         if reason.value in _FINAL_REASONS:
             return SignallingError(f"the broker refused the connection: {reason}")
         return VersionRefused(f"the broker refused the connection: {reason}")
+    if "WebSocket handshake" in str(error):
+        return dial.no_websocket()
     return VersionRefused(str(error))
 
 

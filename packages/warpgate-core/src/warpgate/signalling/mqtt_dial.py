@@ -47,6 +47,11 @@ def web_page() -> WrongServer:
     return WrongServer(f"a web page came instead of MQTT: {LOGIN_HINT}", "web page")
 
 
+def no_websocket() -> WrongServer:
+    """Return the error for a web server that does not let a websocket begin."""
+    return WrongServer(f"a web page came instead of a websocket: a wrong path, or {LOGIN_HINT}")
+
+
 async def connect_socket(url: BrokerURL, permit: Callable[[str], bool]) -> socket.socket:
     """Return a connected non-blocking TCP socket.
 
