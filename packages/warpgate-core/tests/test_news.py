@@ -85,6 +85,7 @@ class FakeAttempt:
     def hear(self, peer):
         if self.outcome.status == "running":
             self.peer = peer
+            self.heard += 1
             if self.on_news is not None:
                 self.on_news()
 
@@ -283,6 +284,15 @@ def test_a_call_that_failed_prepares_nothing(call, peer):
     manager, race = call(peer(), script)
     assert race.winner is None
     assert manager.prepared == []
+
+
+def test_who_answers_the_question_is_not_silent(call, peer):
+    failed = {"direct_connect": [(0.05, "end", "failed")], "udp_punch": [(0.05, "end", "failed")]}
+    heard = []
+    for script in ({}, {"get_addr": [(0.01, "hear", peer())]}):
+        _, race = call(peer(), {**failed, **script}, (DIRECT, PUNCH))
+        heard.append(race.heard)
+    assert heard == [False, True]
 
 
 def test_the_question_ends_with_the_call(call, peer):

@@ -145,6 +145,16 @@ async def test_one_that_could_not_be_had_is_asked_for_again(warm: Both) -> None:
     await until(lambda: keeper.has(IP4))
 
 
+async def test_a_call_meanwhile_does_not_end_the_trying(warm: Both) -> None:
+    keeper, servers = warm
+    servers.refusing = True
+    keeper.hold({IP4})
+    await until(lambda: IP4 not in keeper._tasks)
+    assert await keeper.take(IP4) is None
+    servers.refusing = False
+    await until(lambda: keeper.has(IP4))
+
+
 async def test_what_is_not_needed_any_more_is_given_back(warm: Both) -> None:
     keeper, servers = warm
     keeper.hold({IP4, IP6})

@@ -94,9 +94,10 @@ class Warm:
 
         """
         self._tell(af)
-        task = self._forget(af)
-        if task is None:
-            return None
+        if af not in self._tasks:
+            return None  # one that is held will be tried again all the same
+        task, held = self._tasks.pop(af), af in self._held
+        self._stop_timer(af)
         self._failures.pop(af, None)
         self._refill(af)
         try:
@@ -107,7 +108,7 @@ class Warm:
         allocation = task.result()
         if allocation.ended:
             return None
-        if af in self._held:
+        if held:
             allocation.probe_every(None)
         return allocation
 

@@ -57,16 +57,11 @@ class News:
             attempt = self._manager.create_attempt(asking, self._race.peer)
         except PluginError:
             return  # somebody's own get_addr; its defects are shown where it is used
-        if attempt is None:
-            return
-
-        def answered() -> None:
-            self._race.tell(attempt.peer)
-            self.replan()
-
-        attempt.on_news = answered
-        self._asking = attempt
-        attempt.start()
+        if attempt is not None:
+            attempt.on_news = self.replan
+            self._asking = attempt
+            self._race.beside.append(attempt)
+            attempt.start()
 
     def replan(self) -> None:
         """Plan anew with what is known now."""

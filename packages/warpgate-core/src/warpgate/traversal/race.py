@@ -29,7 +29,8 @@ class Race:
     """One ``auto_connect`` call's attempts against one peer.
 
     ``winner`` is the attempt whose pipe was nominated; ``outcomes`` and ``skips`` feed the report.
-    ``on_news`` is called when a signal brings a newer address of the peer.
+    ``on_news`` is called when a signal brings a newer address of the peer. ``beside`` are attempts that
+    only ask the peer; whoever adds them ends them.
     """
 
     def __init__(self, manager: TraversalManager, peer: PeerAddress, plan: Plan) -> None:
@@ -48,7 +49,7 @@ class Race:
         self._candidates: list[tuple[Attempt, Handshake]] = []
         self._hold: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
-        self._told = peer
+        self.beside: list[Attempt] = []
         self.on_news: Callable[[], None] | None = None
 
     async def run(self, timeout_s: float, limit_s: float | None = None) -> Attempt | None:
@@ -80,12 +81,8 @@ class Race:
     @property
     def newest(self) -> PeerAddress:
         """The newest address that the peer has signed, as its signals told."""
-        return max([self._told, *(a.peer for a in self._attempts)], key=lambda each: each.sequence)
-
-    def tell(self, peer: PeerAddress) -> None:
-        """Note an address of the peer's that came by another way than its answers to attempts."""
-        if peer.sequence > self._told.sequence:
-            self._told = peer
+        told = [attempt.peer for attempt in [*self._attempts, *self.beside]]
+        return max([self.peer, *told], key=lambda each: each.sequence)
 
     @property
     def proven(self) -> bool:
@@ -165,7 +162,7 @@ class Race:
     @property
     def heard(self) -> bool:
         """Whether the peer has answered a signal, or a stream was connected."""
-        return any(attempt.heard or attempt.met for attempt in self._attempts)
+        return any(each.heard or each.met for each in [*self._attempts, *self.beside])
 
     async def _decide(self, deadline: float) -> None:
         while self.winner is None:
