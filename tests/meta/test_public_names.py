@@ -17,8 +17,8 @@ from repository import CORE
 from warpgate import errors
 
 PUBLIC = """
-    AddressError AllocationExpired AllocationRefused AttemptOutcome BadSignature ConMsg ConfigError
-    DeltaType EXT_BIND IP4 IP6 Interface InvalidAddressError KeyChangedError LOOPBACK_BIND
+    AddressError AllocationExpired AllocationRefused AttemptOutcome AttemptSkipped BadSignature ConMsg
+    ConfigError DeltaType EXT_BIND IP4 IP6 Interface InvalidAddressError KeyChangedError LOOPBACK_BIND
     LocalProtocolError MessageTooLarge NATType NIC_BIND NODE_CONF NODE_TEST_CONF NoPathError
     NoSharedFamilyError Node PLUGIN_API PeerAddress Pipe PipeClosed Plugin PluginConflictError
     PluginDefinitionError PluginError PluginIncompatibleError PluginLoadError ProtoMsg ProtocolError

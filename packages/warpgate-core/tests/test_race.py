@@ -42,7 +42,7 @@ class FakeAttempt:
         self.outcome = AttemptOutcome(
             combination.strategy, combination.phase, IP4, NIC_BIND, "", "", ""
         )
-        self.winner = None
+        self.winner = self.skip = None
         self.proving = False
         self.handshakes = []
         self.cleanup = None

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .errors import AddressError as AddressError
     from .errors import AllocationExpired as AllocationExpired
     from .errors import AllocationRefused as AllocationRefused
+    from .errors import AttemptSkipped as AttemptSkipped
     from .errors import BadSignature as BadSignature
     from .errors import ConfigError as ConfigError
     from .errors import InvalidAddressError as InvalidAddressError
@@ -73,7 +74,7 @@ PLUGIN_API = 1
 
 _EXPORTS = {
     "errors": (
-        "AddressError AllocationExpired AllocationRefused BadSignature ConfigError "
+        "AddressError AllocationExpired AllocationRefused AttemptSkipped BadSignature ConfigError "
         "InvalidAddressError KeyChangedError LocalProtocolError MessageTooLarge NoPathError "
         "NoSharedFamilyError PipeClosed PluginConflictError PluginDefinitionError PluginError "
         "PluginIncompatibleError PluginLoadError ProtocolError RelayError RemoteProtocolError "

@@ -23,6 +23,7 @@
     │       └── BadSignature
     ├── SignallingError (ConnectionError)
     ├── TraversalError
+    │   ├── AttemptSkipped
     │   └── NoPathError
     ├── RelayError (ConnectionError)
     │   ├── AllocationRefused
@@ -31,6 +32,11 @@
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from warpgate.traversal.report import SkipReason
 
 
 class WarpgateError(Exception):
@@ -117,6 +123,29 @@ class SignallingError(WarpgateError, ConnectionError):
 
 class TraversalError(WarpgateError):
     """An attempt to connect failed."""
+
+
+class AttemptSkipped(TraversalError):
+    """A strategy has found that there is nothing for it to try: that is no failure.
+
+    Raise it out of ``run``, or give it to ``result.set_exception``: the attempt then stands among
+    the skips of the report.
+
+    Args:
+        detail: why, or what the reason is about, in words.
+        reason: one of the core's reasons; None: the strategy has found nothing that it could try.
+
+    """
+
+    def __init__(self, detail: str = "", reason: SkipReason | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.reason = reason
+
+    def __str__(self) -> str:
+        if self.reason is None:
+            return self.detail
+        return f"{self.reason.value} ({self.detail})" if self.detail else str(self.reason.value)
 
 
 class NoPathError(TraversalError):

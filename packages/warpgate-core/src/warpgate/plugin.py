@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from warpgate.traversal.manager import TraversalManager
 
 DEFAULT_TIMEOUT_S = 10
+MAX_NOTES = 16
+MAX_NOTE_CHARS = 500
 
 
 def new_plugin_id() -> str:
@@ -58,6 +60,7 @@ class Plugin:
         self.node: Node = None  # type: ignore[assignment]
         self.route: Route | None = None
         self.budget = PacketBudget()
+        self.notes: list[str] = []
         self._result: asyncio.Future[Any] | None = None
 
     @property
@@ -142,6 +145,21 @@ class Plugin:
 
         """
         await self._manager().send_signal(self, msg)
+
+    def note(self, text: str) -> None:
+        """Add to what the report says of this attempt, however it ends.
+
+        For what the cause of a failure can't tell, such as a server that failed before another one
+        worked. The first ``MAX_NOTES`` different ones are kept, cut at ``MAX_NOTE_CHARS``.
+
+        Args:
+            text: one line; what can't be printed is left out.
+
+        """
+        text = "".join(char for char in " ".join(text.split()) if char.isprintable())
+        text = text[:MAX_NOTE_CHARS]
+        if text and text not in self.notes and len(self.notes) < MAX_NOTES:
+            self.notes.append(text)
 
     def refuses(self, ip: str) -> str | None:
         """Say why nothing may be sent to an address that only the peer's message names, or None.

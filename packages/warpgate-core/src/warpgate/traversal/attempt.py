@@ -8,11 +8,11 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from warpgate.errors import RemoteProtocolError, TraversalError
+from warpgate.errors import AttemptSkipped, RemoteProtocolError, TraversalError
 from warpgate.hello.wire import NotAHello
 from warpgate.net.pipe import Pipe
 from warpgate.traversal.combine import refresh
-from warpgate.traversal.report import AttemptOutcome
+from warpgate.traversal.report import AttemptOutcome, Skip, SkipReason
 from warpgate.traversal.result import ResultFuture
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Attempt:
         key: (peer id, plugin_id), what tells this attempt from all others.
         peer: the peer's newest signed address.
         outcome: what the report will say.
+        skip: what it will say instead, when the strategy found nothing to try.
         origin: by which way the peer's latest signal came.
         winner: the nominated pipe, once there is one.
         heard: how many signals of the peer have come.
@@ -67,6 +68,8 @@ class Attempt:
         self.plugin = plugin
         self.peer = peer
         self.outcome = outcome
+        self.outcome.notes = plugin.notes
+        self.skip: Skip | None = None
         self.path: Path
         self.origin: SignalOrigin | None = None
         self.on_candidate: Callable[[Attempt, Handshake], None] | None = None
@@ -159,7 +162,18 @@ class Attempt:
             text = str(cause)
         except Exception:  # noqa: BLE001  # the exception's own defect
             text = ""
-        self._end("failed", f"{name}: {text}" if text else name)
+        if isinstance(cause, AttemptSkipped) and not self.ended:
+            reason = cause.reason if isinstance(cause.reason, SkipReason) else None
+            self.skip = Skip(
+                self.outcome.strategy,
+                reason or SkipReason.NOTHING_TO_TRY,
+                self.outcome.af,
+                self.outcome.route_type,
+                str(cause.detail),
+            )
+            self._end("skipped", text)
+        else:
+            self._end("failed", f"{name}: {text}" if text else name)
 
     def cancelled(self) -> None:
         """End because somebody cancelled ``result``."""

@@ -255,6 +255,9 @@ class Race:
 
     def _ended(self, attempt: Attempt) -> None:
         self._running.discard(attempt)
+        if attempt.skip is not None:
+            self.outcomes[:] = [each for each in self.outcomes if each is not attempt.outcome]
+            self.skips.append(attempt.skip)
         if attempt.outcome.status == "won" and self.winner is None:
             self.winner = attempt
         elif self._proven() and not self._better_running():

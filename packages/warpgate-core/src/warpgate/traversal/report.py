@@ -33,6 +33,8 @@ class SkipReason(Enum):
     IMPOSSIBLE = "it can't work between these networks"
     OTHER_NETWORK = "a private address behind another NAT than ours"
     TOO_SOON = "a spray went to this address less than a minute ago"
+    NO_TURN_SERVER = "neither side has a TURN server"
+    NOTHING_TO_TRY = "the strategy found nothing that it could try"
     PEER_CHOSE_LOOPBACK = "a peer may name a loopback address only over loopback"
     PEER_CHOSE_PRIVATE = (
         "a peer may name a private address only on a network this machine is part of"
@@ -42,7 +44,7 @@ class SkipReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Something the plan left out.
+    """Something the plan left out, or a strategy that found nothing to try (``AttemptSkipped``).
 
     Attributes:
         strategy: the strategy's name.
@@ -84,7 +86,9 @@ class AttemptOutcome:
         plugin_id: the attempt's id.
         started_s, seconds: when it started after the call, and how long it took.
         status: ``won``, ``lost``, ``failed``, ``timeout``, ``cancelled``; ``running`` before its end.
+            An attempt that was ``skipped`` stands in a report's skips instead.
         cause: why it did not win, in words; empty for the winner.
+        notes: what else the strategy has to tell, such as what failed before something else worked.
 
     """
 
@@ -99,9 +103,12 @@ class AttemptOutcome:
     seconds: float = 0.0
     status: str = "running"
     cause: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         tail = f", {self.cause}" if self.cause else ""
+        notes = [note for note in self.notes if note not in self.cause]
+        tail += f" (noted: {'; '.join(notes)})" if notes else ""
         return (
             f"{self.strategy} {af_name(self.af)} {route_type_name(self.route_type)} "
             f"{self.local} → {self.remote} ({self.phase or 'auxiliary'}, "
@@ -143,6 +150,7 @@ class Report:
             "error": str(self.error) if self.error else None,
             "attempts": [
                 {name: getattr(outcome, name) for name in AttemptOutcome.__slots__}
+                | {"notes": list(outcome.notes)}
                 for outcome in self.outcomes
             ],
             "skips": [

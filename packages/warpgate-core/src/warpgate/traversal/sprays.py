@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from warpgate.errors import TraversalError
+from warpgate.errors import AttemptSkipped, TraversalError
 from warpgate.traversal.report import SkipReason
 
 MAX_SPRAY_PACKETS = 1400
@@ -82,19 +82,28 @@ class SprayGate:
         room = self.room(ip, gateway)
         if packets <= room:
             return None
-        if ip in self._targets:
-            ago = self._clock() - self._targets[ip]
-            return f"{SkipReason.TOO_SOON.value} ({ip}, {ago:.0f} s ago)"
+        too_soon = self.too_soon(ip)
+        if too_soon is not None:
+            return str(too_soon)
         return (
             f"{packets} packets would be too many flows for the router behind {gateway}: sprays of "
             f"the last {PERIOD_S:g} s leave room for {room} of {MAX_SPRAY_PACKETS}"
         )
+
+    def too_soon(self, ip: str) -> AttemptSkipped | None:
+        """Return what to raise where a spray went to an address lately; None: none went there."""
+        self._forget()
+        if ip not in self._targets:
+            return None
+        ago = self._clock() - self._targets[ip]
+        return AttemptSkipped(f"{ip}, {ago:.0f} s ago", SkipReason.TOO_SOON)
 
     @asynccontextmanager
     async def spray(self, ip: str, gateway: str, packets: int) -> AsyncIterator[Spray]:
         """Hold the node's turn to spray; another one is waited for, at most ``TURN_S``.
 
         Raises:
+            AttemptSkipped: one went to this address lately.
             TraversalError: it may not begin; the text is that of :meth:`refusal`.
 
         """
@@ -108,7 +117,7 @@ class SprayGate:
         try:
             refused = self.refusal(ip, gateway, packets)
             if refused is not None:
-                raise TraversalError(refused)
+                raise self.too_soon(ip) or TraversalError(refused)
             made = Spray(packets)
             self._targets[ip] = self._clock()
             try:

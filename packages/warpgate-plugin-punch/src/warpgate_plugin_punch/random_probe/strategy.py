@@ -7,7 +7,7 @@ import os
 import random
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from warpgate import ConMsg, Plugin, TraversalError, register
+from warpgate import AttemptSkipped, ConMsg, Plugin, SkipReason, TraversalError, register
 from warpgate.net.constants import IP6, NATType
 from warpgate.protocol.ip import is_link_local, parse_ip
 from warpgate_plugin_punch.common.probes import KEY_SIZE
@@ -129,11 +129,20 @@ class RandomProbe(Plugin):
                 f"the peer did not answer the offer within {self.timeout:g} s"
             ) from None
         if answer.mode == "none":
-            own = None if mine.packets else self.manager.sprays.refusal(peer_ip, gateway(self), 1)
-            raise TraversalError(own or f"the peer: {answer.reason or 'no spray'}")
+            raise self._none(mine, peer_ip, answer.reason)
         theirs = self._checked(answer.side)
         plan = SprayPlan(answer.mode, answer.first, answer.second, answer.odds)
         await self._carry_out(plan, mine, theirs, self._target(theirs))
+
+    def _none(self, mine: SideNumbers, peer_ip: str, reason: str) -> TraversalError:
+        """Return why nothing is sent: an address that had its spray lately is no failure."""
+        gate, soon = self.manager.sprays, SkipReason.TOO_SOON
+        own = None if mine.packets else gate.refusal(peer_ip, gateway(self), 1)
+        if own is not None:
+            return gate.too_soon(peer_ip) or TraversalError(own)
+        if reason.startswith(soon.value):
+            return AttemptSkipped(f"the peer: {reason.removeprefix(soon.value).strip(' ()')}", soon)
+        return TraversalError(f"the peer: {reason or 'no spray'}")
 
     # The responder.
 
@@ -177,7 +186,8 @@ class RandomProbe(Plugin):
         plan = decide(theirs, mine, sockets=sockets, guesses=guesses)
         if plan.mode == "none":
             refused = self.manager.sprays.refusal(theirs.ip, gateway(self), 1)
-            raise TraversalError(refused or self._too_bad(plan, theirs, mine))
+            too_soon = self.manager.sprays.too_soon(theirs.ip)
+            raise too_soon or TraversalError(refused or self._too_bad(plan, theirs, mine))
         if plan.mode != "few" and self._own_call_goes_first():
             raise TraversalError("both call each other, and the other call's spray goes first")
         return plan
