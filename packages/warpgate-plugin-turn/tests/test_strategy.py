@@ -13,10 +13,12 @@ from warpgate import ConMsg, RelayError
 from warpgate.events import Counters
 from warpgate.net.constants import IP4
 from warpgate.server_urls import TurnServer
-from warpgate_plugin_turn import strategy as strategy_module
+from warpgate_plugin_turn import datagrams
+from warpgate_plugin_turn.datagrams import MAX_SOCKETS
 from warpgate_plugin_turn.knock import PREFIX, knock
 from warpgate_plugin_turn.messages import KNOCK_BYTES, RelayFacts, TurnAnswer, TurnOffer
-from warpgate_plugin_turn.strategy import MAX_PEER_IPS, MAX_PIPES, MAX_SOCKETS, Turn
+from warpgate_plugin_turn.policy import MAX_PEER_IPS
+from warpgate_plugin_turn.strategy import MAX_PIPES, Turn
 
 SIGNED = ("192.168.2.2", "203.0.113.10")
 RELAYED = ("192.0.2.20", 50000)
@@ -103,7 +105,7 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
         opened.append(dest)
         raise OSError("there is no network here")
 
-    monkeypatch.setattr(strategy_module, "open_towards", open_towards)
+    monkeypatch.setattr(datagrams, "open_towards", open_towards)
 
     def build(initiator: bool = False, relay: bool = False) -> Any:
         plugin: Any = Turn(None)
@@ -114,7 +116,7 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
         plugin._result = Result()
         plugin.opened = opened
         if relay:
-            plugin._adopt(Relay())
+            plugin._datagrams.adopt(Relay())
         made.append(plugin)
         return plugin
 
@@ -146,7 +148,7 @@ async def test_nobody_gets_many_permissions(make: Any) -> None:
     plugin = make(relay=True)
     for batch in range(20):
         await plugin._hear(facts(mapped=[f"198.51.{batch}.{n}" for n in range(8)]))
-    assert len(plugin._peer_mapped) == MAX_PEER_IPS
+    assert len(plugin._policy.mapped) == MAX_PEER_IPS
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "10.0.0.1", "192.168.1.1"])
@@ -175,20 +177,20 @@ async def test_a_peer_that_names_relay_after_relay(make: Any, monkeypatch: Any) 
     plugin = make()
 
     async def no_relay(relay: Any) -> None:
-        plugin._sockets.append(SimpleNamespace(default=None, close=lambda: None))
+        plugin._datagrams._sockets.append(SimpleNamespace(default=None, close=lambda: None))
 
-    plain = plugin._one_relay
+    plain = plugin._datagrams.one_relay
     counted = []
 
     async def one_relay(relay: Any) -> None:
-        before = len(plugin._sockets)
+        before = len(plugin._datagrams._sockets)
         try:
             await plain(relay)
         except OSError:
             await no_relay(relay)
-        counted.append(len(plugin._sockets) - before)
+        counted.append(len(plugin._datagrams._sockets) - before)
 
-    plugin._one_relay = one_relay
+    plugin._datagrams.one_relay = one_relay
     for number in range(20):
         await plugin._hear(facts(relay_ip="198.51.100.9", relay_port=50000 + number))
     assert sum(counted) == MAX_SOCKETS

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 from warpgate import IP6, Plugin
+from warpgate.net.addresses import canonical_ip
 from warpgate.protocol.ip import is_loopback, is_public
+from warpgate_plugin_turn.messages import MAX_MAPPED
+
+MAX_PEER_IPS: Final = 8
 
 
 class PeerPolicy:
@@ -11,11 +18,13 @@ class PeerPolicy:
 
     Attributes:
         trusted: the addresses of our own relay's server: its operator is one whom we trust.
+        mapped: where the peer says that its packets come from, so far as a relay may be opened for it.
 
     """
 
     def __init__(self, plugin: Plugin) -> None:
         self.trusted: set[str] = set()
+        self.mapped: set[str] = set()
         self._plugin = plugin
 
     def signed_ips(self, public: bool = False) -> set[str]:
@@ -31,6 +40,16 @@ class PeerPolicy:
             if ip
         }
         return {ip for ip in found if is_public(ip)} if public else found
+
+    def hear(self, mapped: Sequence[str]) -> None:
+        """Take the addresses that the peer says to come from."""
+        for ip in mapped[:MAX_MAPPED]:
+            if self.may_permit(ip) and len(self.mapped) < MAX_PEER_IPS:
+                self.mapped.add(canonical_ip(ip))
+
+    def peer_ips(self) -> set[str]:
+        """Return the addresses that the peer's packets may come from over the internet."""
+        return self.signed_ips(public=True) | self.mapped
 
     def may_permit(self, ip: str) -> bool:
         """Whether our relay may be opened for an address that the peer says to come from.

@@ -12,13 +12,12 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from warpgate import ConMsg, NATType, Pipe, Plugin, RelayError, register
-from warpgate.net.addresses import Address, canonical_ip
-from warpgate.net.datagram import DatagramSocket
+from warpgate import ConMsg, Pipe, Plugin, RelayError, register
+from warpgate.net.addresses import Address
 from warpgate.net.udp import UdpPipe
-from warpgate.protocol.ip import is_public
 from warpgate_plugin_turn.allocation import Allocation
-from warpgate_plugin_turn.knock import HELLO_REPEATS_S, Knocker, knock
+from warpgate_plugin_turn.datagrams import Calls, Datagrams
+from warpgate_plugin_turn.knock import HELLO_REPEATS_S
 from warpgate_plugin_turn.messages import (
     KNOCK_BYTES,
     MAX_CAUSE,
@@ -28,7 +27,6 @@ from warpgate_plugin_turn.messages import (
     TurnOffer,
 )
 from warpgate_plugin_turn.policy import PeerPolicy
-from warpgate_plugin_turn.sockets import mapped_ips, open_towards, tcp_mapped_ips
 from warpgate_plugin_turn.story import how_far, printable_cause
 from warpgate_plugin_turn.streams import Streams
 
@@ -40,15 +38,9 @@ SOON_S: Final = 0.01
 """A warm relay is there by then; otherwise the peer is told that one is coming."""
 OFFER_S: Final = 0.7
 """The initiator waits so long for its own relay before it asks the peer for one."""
-OWN_RELAY_S: Final = 0.2
-"""Where the peer has a relay: a responder whose UDP has not proven to work by then gets its own."""
 STREAM_S: Final = 0.6
 """The head start of datagrams over a stream: knocks that were early come again within that time."""
-TWO_RELAYS_S: Final = 0.25
-"""The head start of a plain socket over a second relay."""
 MAX_PIPES: Final = 6
-MAX_PEER_IPS: Final = 8
-MAX_SOCKETS: Final = 2  # the peer may name another relay once
 SPARE_S: Final = 0.1
 """So long before its time is up an attempt says what it has waited for."""
 
@@ -73,22 +65,17 @@ class Turn(Plugin):
         self._policy = PeerPolicy(self)
         self._begun = False
         self._turn: asyncio.Event | None = None
-        self._allocation: Allocation | None = None
         self._cause: RelayError | None = None  # why this side has no relay
         self._allocating: asyncio.Task[None] | None = None
-        self._mapped: set[str] = set()  # where this side's packets come from
         self._peer: RelayFacts = RelayFacts()
-        self._peer_mapped: set[str] = set()
-        self._refused: dict[str, RelayError] = {}
-        self._sockets: list[DatagramSocket] = []
-        self._knockers: list[Knocker] = []
         self._tasks: set[asyncio.Task[None]] = set()
         pool = factory.pool if factory is not None and factory.streams else None
         self._streams = Streams(self, pool, self._hand_over, self._spawn)
-        self._no_udp = False
+        calls = Calls(
+            self._hand_over, self._spawn, self._tell, self._allocate, self._check_hopeless
+        )
+        self._datagrams = Datagrams(self, factory, self._policy, self._secret, calls)
         self._pipes = 0
-        self._tried: set[tuple[str, Address]] = set()
-        self._udp_works = asyncio.Event()
         self._known = asyncio.Event()  # whether this side has a relay
         self._told: dict[str, Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -123,21 +110,19 @@ class Turn(Plugin):
         """Let go of everything that carries no pipe."""
         if self._timer is not None:
             self._timer.cancel()
-        for knocker in self._knockers:
-            knocker.stop()
+        self._datagrams.stop()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for sock in self._sockets:
-            if sock.default is None:  # no pipe is on it
-                sock.close()
+        self._datagrams.close()
         self._streams.close()
-        if self._allocation is not None:
-            self._allocation.stranger = None
-            self._allocation.retire()
         if self._turn is not None:
             self._turn.set()
+
+    @property
+    def _allocation(self) -> Allocation | None:
+        return self._datagrams.allocation
 
     # The initiator's first step.
 
@@ -169,28 +154,15 @@ class Turn(Plugin):
         try:
             if self._factory is None:
                 raise RelayError("this attempt was made without a factory")
-            pool = self._factory.pool
-            allocation = await pool.take(self.dest_info["af"], udp_blocked=self._udp_is_blocked())
+            pool, blocked = self._factory.pool, self._datagrams.udp_is_blocked()
+            allocation = await pool.take(self.dest_info["af"], udp_blocked=blocked)
         except RelayError as error:
             self._cause = error
         else:
-            self._adopt(allocation)
+            self._datagrams.adopt(allocation)
         self._known.set()
-        if self._allocation is not None and self._peer.relay is not None:
-            self._two_relays(self._peer.relay)
         await self._tell()
         self._check_hopeless()
-
-    def _adopt(self, allocation: Allocation) -> None:
-        self._allocation = allocation
-        self._policy.trusted |= {allocation.relayed[0], allocation.address[0]}
-        allocation.knock = knock(self._secret)
-        allocation.stranger = self._stranger
-        allocation.on_refused = self._permission_refused
-        if allocation.server.transport == "udp":
-            self._mapped.add(canonical_ip(allocation.mapped[0]))
-            self._udp_works.set()
-        self._permit()
 
     # What the peer says.
 
@@ -198,26 +170,20 @@ class Turn(Plugin):
         """Take the peer's facts, the first ones or newer ones."""
         self._begun = True
         self._peer = facts
-        for ip in facts.mapped[:MAX_MAPPED]:
-            if self._policy.may_permit(ip) and len(self._peer_mapped) < MAX_PEER_IPS:
-                self._peer_mapped.add(canonical_ip(ip))
-        self._permit()
+        self._policy.hear(facts.mapped)
+        self._datagrams.heard(facts)
         relay, stream = self._allowed(facts.relay), self._allowed(facts.stream)
         if stream is not None:
             self._spawn(self._streams.dial(stream))
         if facts.no_udp and relay is None and self._allocation is not None:
             self._spawn(self._offer_stream())
         if relay is None:
-            if self._udp_is_blocked() or not (facts.coming or self.initiator) or facts.wants_relay:
+            blocked = self._datagrams.udp_is_blocked()
+            if blocked or not (facts.coming or self.initiator) or facts.wants_relay:
                 self._allocate()
             self._check_hopeless()
-            return
-        if self._udp_is_blocked():
-            self._allocate()
-        if self._allocation is not None:
-            wait = TWO_RELAYS_S if self._allocation.server.transport == "udp" else 0.0
-            self._spawn(self._two_relays_after(wait, relay))
-        await self._one_relay(relay)
+        else:
+            await self._datagrams.towards(relay)
 
     def _allowed(self, relay: Address | None) -> Address | None:
         """Return a relay of the peer's that this side may write to."""
@@ -228,95 +194,12 @@ class Turn(Plugin):
 
     async def _offer_stream(self) -> None:
         await asyncio.sleep(STREAM_S)
-        await self._streams.offer(self._policy.signed_ips(public=True) | self._peer_mapped)
+        await self._streams.offer(self._policy.peer_ips())
         await self._tell()
-
-    async def _one_relay(self, relay: Address) -> None:
-        """Write to the peer's relay from a plain socket, and find out from where that comes."""
-        if ("socket", relay) in self._tried or len(self._sockets) >= MAX_SOCKETS:
-            return
-        self._tried.add(("socket", relay))
-        sock = await open_towards(relay)
-        self._sockets.append(sock)
-        facts = self._peer
-        pipe = UdpPipe(sock, relay)
-        pipe.path = "relay"
-        self._hand_over(pipe)
-
-        def send(data: bytes) -> None:
-            if self.budget.take(relay[0], 1, len(data)):
-                sock.send_to(data, relay)
-
-        self._knockers.append(Knocker(pipe, facts.knock, send))
-        local = canonical_ip(sock.local[0])
-        self._mapped.add(local)  # what the relay sees where no NAT is in the way
-        if is_public(local) or not is_public(relay[0]):
-            await self._tell()
-        asking = self._spawn(self._learn(sock, facts))
-        await asyncio.wait([asking], timeout=OWN_RELAY_S)
-        if not self._udp_works.is_set() and not pipe.closed and pipe.peer_id is None:
-            self._allocate()
-
-    async def _learn(self, sock: DatagramSocket, facts: RelayFacts) -> None:
-        """Learn which IP address the peer's relay will see, and tell the peer."""
-        stun = facts.stun
-        if stun is not None and self._policy.refusal(stun[0]) is not None:
-            stun = None
-        own = self._factory.stun_servers if self._factory is not None else ()
-        found = await mapped_ips(sock, stun, own, self.budget)
-        if found:
-            self._udp_works.set()
-        else:
-            found = await tcp_mapped_ips(self.af, stun, self.budget)
-            self._no_udp = True
-        if self._factory is not None:
-            self._factory.udp_was(heard=not self._no_udp)
-        self._mapped |= found
-        await self._tell()
-        self._check_hopeless()
-
-    def _udp_is_blocked(self) -> bool:
-        known = self.src_info["nat"]["type"] == NATType.BLOCKED
-        return known or (self._factory is not None and self._factory.udp_silent)
-
-    async def _two_relays_after(self, delay_s: float, relay: Address) -> None:
-        await asyncio.sleep(delay_s)
-        self._two_relays(relay)
-
-    def _two_relays(self, relay: Address) -> None:
-        """Write to the peer's relay over this side's own."""
-        allocation = self._allocation
-        if (
-            allocation is None
-            or ("relay", relay) in self._tried
-            or not self._policy.may_relay(relay[0])
-        ):
-            return
-        self._tried.add(("relay", relay))
-        if not allocation.has(relay):
-            self._open(allocation, relay)
-
-    # Ways in over this side's own relay.
-
-    def _stranger(self, data: bytes, peer: Address) -> None:
-        """Open the way to whoever knows this attempt's secret."""
-        allocation = self._allocation
-        if allocation is None or data != allocation.knock:
-            self._count("turn_stranger")
-        else:
-            self._open(allocation, peer)
-
-    def _open(self, allocation: Allocation, peer: Address) -> None:
-        try:
-            pipe = allocation.pipe(peer)
-        except RelayError:
-            self._count("turn_pipes_limit")
-            return
-        self._hand_over(pipe)
 
     def _hand_over(self, pipe: Pipe) -> None:
         if self._pipes >= MAX_PIPES or self.result.done():
-            self._count("turn_pipes_limit")
+            self.node.stats.count("turn_pipes_limit")
             pipe.abort()
             return
         self._pipes += 1
@@ -324,28 +207,13 @@ class Turn(Plugin):
             pipe.hello_repeats_s = HELLO_REPEATS_S
         self.result.set_result(pipe)
 
-    def _permit(self) -> None:
-        """Let the peer's packets through, wherever they may come from."""
-        allocation = self._allocation
-        if allocation is None:
-            return
-        relay = self._peer.relay
-        for ip in self._policy.signed_ips(public=True) | self._peer_mapped:
-            if self._policy.family(ip) and ip not in self._refused:
-                allocation.permit(ip)
-        if relay is not None and self._policy.may_relay(relay[0]):
-            allocation.permit(canonical_ip(relay[0]))
-
-    def _permission_refused(self, ip: str, error: RelayError) -> None:
-        self._refused[ip] = error
-        self._check_hopeless()
-
     # Talking to the peer, and giving up.
 
     async def _tell(self, coming: bool = False) -> None:
         """Send this side's facts."""
-        facts: dict[str, Any] = {"mapped": sorted(self._mapped)[:MAX_MAPPED], "knock": self._secret}
-        allocation = self._allocation
+        ways = self._datagrams
+        facts: dict[str, Any] = {"mapped": sorted(ways.mapped)[:MAX_MAPPED], "knock": self._secret}
+        allocation = ways.allocation
         if allocation is not None and not allocation.ended:
             facts.update(relay_ip=allocation.relayed[0], relay_port=allocation.relayed[1])
             if self._factory is not None:
@@ -355,9 +223,9 @@ class Turn(Plugin):
             facts["cause"] = str(self._cause)[:MAX_CAUSE]
         if self._streams.relayed is not None:
             facts["stream_ip"], facts["stream_port"] = self._streams.relayed
-        facts["no_udp"] = self._no_udp
+        facts["no_udp"] = ways.blocked
         facts["coming"] = coming
-        facts["wants_relay"] = not (coming or self._udp_works.is_set() or allocation is not None)
+        facts["wants_relay"] = not (coming or ways.works.is_set() or allocation is not None)
         if facts == self._told:
             return
         self._told = facts
@@ -372,13 +240,13 @@ class Turn(Plugin):
         if self._allocation is None and own is not None and self._peer.relay is None and theirs:
             self.result.set_exception(RelayError(f"no relay here: {own}; the peer says: {theirs}"))
             return
-        waiting = self._peer_mapped - set(self._refused)
-        if self._peer_mapped and not waiting and self._peer.relay is None:
-            self.result.set_exception(next(iter(self._refused.values())))
+        mapped, refused = self._policy.mapped, self._datagrams.refused
+        if mapped and not mapped - set(refused) and self._peer.relay is None:
+            self.result.set_exception(next(iter(refused.values())))
 
     def _out_of_time(self) -> None:
         if not self.result.done():
-            refused = [*self._refused.values(), *filter(None, [self._streams.why_not])]
+            refused = [*self._datagrams.refused.values(), *filter(None, [self._streams.why_not])]
             story = how_far(self._allocation, self._cause, self._peer, refused)
             self.result.set_exception(RelayError(f"no pipe in time: {story}"))
 
@@ -394,6 +262,3 @@ class Turn(Plugin):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    def _count(self, name: str) -> None:
-        self.node.stats.count(name)

@@ -1,0 +1,235 @@
+"""One attempt's ways for datagrams: over the peer's relay, over this side's own, over both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from warpgate import NATType, Pipe, Plugin, RelayError
+from warpgate.net.addresses import Address, canonical_ip
+from warpgate.net.datagram import DatagramSocket
+from warpgate.net.udp import UdpPipe
+from warpgate.protocol.ip import is_public
+from warpgate_plugin_turn.allocation import Allocation
+from warpgate_plugin_turn.knock import Knocker, knock
+from warpgate_plugin_turn.messages import RelayFacts
+from warpgate_plugin_turn.policy import PeerPolicy
+from warpgate_plugin_turn.sockets import mapped_ips, open_towards, tcp_mapped_ips
+
+if TYPE_CHECKING:
+    from warpgate_plugin_turn.factory import TurnFactory
+
+OWN_RELAY_S: Final = 0.2
+"""Where the peer has a relay: a responder whose UDP has not proven to work by then gets its own."""
+TWO_RELAYS_S: Final = 0.25
+"""The head start of a plain socket over a second relay."""
+MAX_SOCKETS: Final = 2  # the peer may name another relay once
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """What opening ways asks of the attempt.
+
+    Attributes:
+        hand_over: takes each pipe.
+        spawn: runs a task that ends with the attempt.
+        tell: sends this side's facts to the peer, where they have changed.
+        allocate: gets a relay of this side's own, unless that was begun already.
+        check_hopeless: ends the attempt where nothing can come any more.
+
+    """
+
+    hand_over: Callable[[Pipe], None]
+    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+    tell: Callable[[], Coroutine[Any, Any, None]]
+    allocate: Callable[[], None]
+    check_hopeless: Callable[[], None]
+
+
+class Datagrams:
+    """One attempt's ways for datagrams.
+
+    Args:
+        plugin: the attempt.
+        factory: the node's relays; None: it has none.
+        policy: what the peer may make this side and its relay do.
+        secret: what opens a way to this side's relay.
+        calls: the attempt's.
+
+    Attributes:
+        allocation: this side's relay.
+        mapped: where this side's packets come from.
+        refused: which addresses the relay refuses to let through, and why.
+        works: set once UDP has proven to get out of here.
+        blocked: it has proven not to.
+
+    """
+
+    def __init__(
+        self,
+        plugin: Plugin,
+        factory: TurnFactory | None,
+        policy: PeerPolicy,
+        secret: bytes,
+        calls: Calls,
+    ) -> None:
+        self.allocation: Allocation | None = None
+        self.mapped: set[str] = set()
+        self.refused: dict[str, RelayError] = {}
+        self.works = asyncio.Event()
+        self.blocked = False
+        self._plugin = plugin
+        self._factory = factory
+        self._policy = policy
+        self._secret = secret
+        self._calls = calls
+        self._peer = RelayFacts()
+        self._sockets: list[DatagramSocket] = []
+        self._knockers: list[Knocker] = []
+        self._tried: set[tuple[str, Address]] = set()
+
+    def udp_is_blocked(self) -> bool:
+        """Return whether UDP is known not to get out of here."""
+        known = self._plugin.src_info["nat"]["type"] == NATType.BLOCKED
+        return known or (self._factory is not None and self._factory.udp_silent)
+
+    def adopt(self, allocation: Allocation) -> None:
+        """Take this side's relay."""
+        self.allocation = allocation
+        self._policy.trusted |= {allocation.relayed[0], allocation.address[0]}
+        allocation.knock = knock(self._secret)
+        allocation.stranger = self._stranger
+        allocation.on_refused = self._permission_refused
+        if allocation.server.transport == "udp":
+            self.mapped.add(canonical_ip(allocation.mapped[0]))
+            self.works.set()
+        self.permit()
+        if self._peer.relay is not None:
+            self.two_relays(self._peer.relay)
+
+    def heard(self, facts: RelayFacts) -> None:
+        """Take note of the peer's newest facts, and let its packets through."""
+        self._peer = facts
+        self.permit()
+
+    def permit(self) -> None:
+        """Let the peer's packets through, wherever they may come from."""
+        allocation = self.allocation
+        if allocation is None:
+            return
+        relay = self._peer.relay
+        for ip in self._policy.peer_ips():
+            if self._policy.family(ip) and ip not in self.refused:
+                allocation.permit(ip)
+        if relay is not None and self._policy.may_relay(relay[0]):
+            allocation.permit(canonical_ip(relay[0]))
+
+    def _permission_refused(self, ip: str, error: RelayError) -> None:
+        self.refused[ip] = error
+        self._calls.check_hopeless()
+
+    async def towards(self, relay: Address) -> None:
+        """Open every way to the peer's relay."""
+        if self.udp_is_blocked():
+            self._calls.allocate()
+        if self.allocation is not None:
+            wait = TWO_RELAYS_S if self.allocation.server.transport == "udp" else 0.0
+            self._calls.spawn(self._two_relays_after(wait, relay))
+        await self.one_relay(relay)
+
+    async def one_relay(self, relay: Address) -> None:
+        """Write to the peer's relay from a plain socket, and find out from where that comes."""
+        if ("socket", relay) in self._tried or len(self._sockets) >= MAX_SOCKETS:
+            return
+        self._tried.add(("socket", relay))
+        sock = await open_towards(relay)
+        self._sockets.append(sock)
+        facts, budget = self._peer, self._plugin.budget
+        pipe = UdpPipe(sock, relay)
+        pipe.path = "relay"
+        self._calls.hand_over(pipe)
+
+        def send(data: bytes) -> None:
+            if budget.take(relay[0], 1, len(data)):
+                sock.send_to(data, relay)
+
+        self._knockers.append(Knocker(pipe, facts.knock, send))
+        local = canonical_ip(sock.local[0])
+        self.mapped.add(local)  # what the relay sees where no NAT is in the way
+        if is_public(local) or not is_public(relay[0]):
+            await self._calls.tell()
+        asking = self._calls.spawn(self._learn(sock, facts))
+        await asyncio.wait([asking], timeout=OWN_RELAY_S)
+        if not self.works.is_set() and not pipe.closed and pipe.peer_id is None:
+            self._calls.allocate()
+
+    async def _learn(self, sock: DatagramSocket, facts: RelayFacts) -> None:
+        """Learn which IP address the peer's relay will see, and tell the peer."""
+        plugin, stun = self._plugin, facts.stun
+        if stun is not None and self._policy.refusal(stun[0]) is not None:
+            stun = None
+        own = self._factory.stun_servers if self._factory is not None else ()
+        found = await mapped_ips(sock, stun, own, plugin.budget)
+        if found:
+            self.works.set()
+        else:
+            found = await tcp_mapped_ips(plugin.af, stun, plugin.budget)
+            self.blocked = True
+        if self._factory is not None:
+            self._factory.udp_was(heard=not self.blocked)
+        self.mapped |= found
+        await self._calls.tell()
+        self._calls.check_hopeless()
+
+    async def _two_relays_after(self, delay_s: float, relay: Address) -> None:
+        await asyncio.sleep(delay_s)
+        self.two_relays(relay)
+
+    def two_relays(self, relay: Address) -> None:
+        """Write to the peer's relay over this side's own."""
+        allocation = self.allocation
+        if (
+            allocation is None
+            or ("relay", relay) in self._tried
+            or not self._policy.may_relay(relay[0])
+        ):
+            return
+        self._tried.add(("relay", relay))
+        if not allocation.has(relay):
+            self._open(allocation, relay)
+
+    # Ways in over this side's own relay.
+
+    def _stranger(self, data: bytes, peer: Address) -> None:
+        """Open the way to whoever knows this attempt's secret."""
+        allocation = self.allocation
+        if allocation is None or data != allocation.knock:
+            self._plugin.node.stats.count("turn_stranger")
+        else:
+            self._open(allocation, peer)
+
+    def _open(self, allocation: Allocation, peer: Address) -> None:
+        try:
+            pipe = allocation.pipe(peer)
+        except RelayError:
+            self._plugin.node.stats.count("turn_pipes_limit")
+            return
+        self._calls.hand_over(pipe)
+
+    # The end.
+
+    def stop(self) -> None:
+        """Knock no more."""
+        for knocker in self._knockers:
+            knocker.stop()
+
+    def close(self) -> None:
+        """Let go of what carries no pipe."""
+        for sock in self._sockets:
+            if sock.default is None:  # no pipe is on it
+                sock.close()
+        if self.allocation is not None:
+            self.allocation.stranger = None
+            self.allocation.retire()
