@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from warpgate.errors import RelayError
+from warpgate.errors import AllocationExpired, RelayError
 from warpgate.stun.attributes import Address
 from warpgate.stun.message import Message
+from warpgate_plugin_turn.errors import ServerUnreachable
 from warpgate_plugin_turn.machine_events import Event, Permitted, Refused
 from warpgate_plugin_turn.requests import Requests
 from warpgate_plugin_turn.wire import (
@@ -47,6 +48,8 @@ class Grants:
     Args:
         requests: how the server is asked.
         tell: takes the events ``Permitted`` and ``Refused``.
+        lost: told of an answer, or the lack of one, that may mean that there is no allocation any
+            more; returns whether that is so.
         permission_s, channel_s: the server's lifetimes, in seconds.
 
     """
@@ -55,11 +58,13 @@ class Grants:
         self,
         requests: Requests,
         tell: Callable[[Event], None],
+        lost: Callable[[RelayError, float], bool],
         permission_s: float = PERMISSION_LIFETIME_S,
         channel_s: float = CHANNEL_LIFETIME_S,
     ) -> None:
         self._requests = requests
         self._tell = tell
+        self._lost = lost
         self._permission_s = permission_s
         self._channel_s = channel_s
         self._permissions: dict[str, _Permission] = {}
@@ -121,6 +126,8 @@ class Grants:
             self._permissions[ip].asked = True
 
         def answered(result: Message | RelayError, now: float) -> None:
+            if self._fatal(result, now):
+                return
             for ip in asked:
                 permission = self._permissions[ip]
                 permission.asked = False
@@ -144,6 +151,8 @@ class Grants:
         channel.asked = True
 
         def answered(result: Message | RelayError, now: float) -> None:
+            if self._fatal(result, now):
+                return
             channel.asked = False
             # What fails leaves us with indications, which are as good and larger; and is tried again.
             channel.bound = not isinstance(result, RelayError)
@@ -153,3 +162,6 @@ class Grants:
 
         wanted: list[tuple[int, Any]] = [(CHANNEL_NUMBER, channel.number), (XOR_PEER_ADDRESS, peer)]
         self._requests.ask(CHANNEL_BIND, "ChannelBind", wanted, answered, now)
+
+    def _fatal(self, result: Message | RelayError, now: float) -> bool:
+        return isinstance(result, AllocationExpired | ServerUnreachable) and self._lost(result, now)

@@ -110,13 +110,18 @@ class TurnMachine:
         self._reliable = reliable
         self._protocol = protocol
         self._probe_s = self._usual_probe_s = probe_s
-        self._heard = 0.0
+        self.heard = 0.0
+        self._give_up_s = give_up_s
         self._refresh_at = 0.0
         self._refreshing = False
         self._farewell_by = 0.0
         self._events: deque[Event] = deque()
         self.grants = Grants(
-            self.requests, self._events.append, permission_lifetime_s, channel_lifetime_s
+            self.requests,
+            self._events.append,
+            self._lost_in_use,
+            permission_lifetime_s,
+            channel_lifetime_s,
         )
 
     # What the owner asks for.
@@ -124,7 +129,7 @@ class TurnMachine:
     def start(self, now: float) -> None:
         """Ask for the allocation."""
         self.state = State.ALLOCATING
-        self._heard = now
+        self.heard = now
         wanted: list[tuple[int, Any]] = [(REQUESTED_TRANSPORT, self._protocol)]
         if (
             self.family != IP4
@@ -168,15 +173,32 @@ class TurnMachine:
             table=TURN_ATTRIBUTES,
         )
 
+    def probe(self, now: float) -> None:
+        """Ask the server at once whether the allocation lives."""
+        if self.state is State.ALLOCATED and not self._refreshing:
+            self._refreshing = True
+            wanted = [(LIFETIME, LIFETIME_S)]
+            self.requests.ask(REFRESH, "Refresh", wanted, self._on_refresh, now)
+
     def close(self, now: float) -> None:
-        """Delete the allocation; ``Closed`` comes when the server has said yes, or does not answer."""
+        """Delete the allocation; ``Closed`` comes when the server has said yes, or does not answer.
+
+        One that is just being asked for may be made all the same, and is deleted then.
+        """
         if self.state is State.ALLOCATED:
-            self.state = State.CLOSING
-            self._farewell_by = now + FAREWELL_S
             self.requests.clear()
-            self.requests.ask(REFRESH, "Refresh", [(LIFETIME, 0)], self._on_farewell, now)
+            self._say_farewell(now)
+        elif self.state is State.ALLOCATING and self.requests.committed:
+            self.requests.no_further_tries()
         elif self.state is not State.CLOSING:
             self._end(Closed())
+            return
+        if self.state is not State.CLOSING:
+            self.state = State.CLOSING
+            self._farewell_by = now + FAREWELL_S
+
+    def _say_farewell(self, now: float) -> None:
+        self.requests.ask(REFRESH, "Refresh", [(LIFETIME, 0)], self._on_farewell, now)
 
     def lost(self, error: RelayError) -> None:
         """Take note that the connection to the server is gone."""
@@ -195,12 +217,12 @@ class TurnMachine:
         if message is None or self.state in (State.IDLE, State.ENDED):
             return
         if message.message_class == MessageClass.INDICATION:
-            self._heard = now
+            self.heard = now
             self._indicated(message)
         elif message.message_class == MessageClass.REQUEST:
             self.counters.count("turn_reflected")
         else:
-            self._heard = now
+            self.heard = now
             self.requests.respond(message, now)
 
     def receive_channel(self, data: bytes, now: float) -> tuple[Address, bytes] | None:
@@ -214,7 +236,7 @@ class TurnMachine:
         if peer is None or self.state is not State.ALLOCATED:
             self.counters.count("turn_unknown_channel")
             return None
-        self._heard = now
+        self.heard = now
         return peer, payload
 
     def outgoing(self, now: float) -> list[bytes]:
@@ -231,7 +253,7 @@ class TurnMachine:
             times.append(self._farewell_by)
         elif self.state is State.ALLOCATED:
             if not self._refreshing:
-                times += [self._refresh_at, self._heard + self._probe_s]
+                times += [self._refresh_at, self.heard + self._probe_s]
             times.append(self.grants.next_timeout())
         return min((at for at in times if at is not None), default=None)
 
@@ -239,13 +261,12 @@ class TurnMachine:
         """Repeat, renew, probe, give up: whatever is due."""
         self.requests.handle_timeout(now)
         if self.state is State.CLOSING and now >= self._farewell_by:
+            self.counters.count("turn_farewells_unanswered")
             self._end(Closed())
         if self.state is not State.ALLOCATED:
             return
-        if not self._refreshing and now >= min(self._refresh_at, self._heard + self._probe_s):
-            self._refreshing = True
-            wanted = [(LIFETIME, LIFETIME_S)]
-            self.requests.ask(REFRESH, "Refresh", wanted, self._on_refresh, now)
+        if now >= min(self._refresh_at, self.heard + self._probe_s):
+            self.probe(now)
         self.grants.handle_timeout(now)
 
     def next_event(self) -> Event | None:
@@ -255,6 +276,13 @@ class TurnMachine:
     # What the server says.
 
     def _on_allocate(self, result: Message | RelayError, now: float) -> None:
+        if self.state is State.CLOSING:  # nobody wants it any more
+            if isinstance(result, RelayError):
+                self._end(Closed())
+            else:
+                self.counters.count("turn_allocations_returned")
+                self._say_farewell(now)
+            return
         if isinstance(result, RelayError):
             self._end(Failed(result))
             return
@@ -273,15 +301,24 @@ class TurnMachine:
 
     def _on_refresh(self, result: Message | RelayError, now: float) -> None:
         self._refreshing = False
-        if isinstance(result, ServerUnreachable):
-            silent = f"TURN server {self.server} stopped answering; the relay is lost"
-            self._end(Failed(ServerSilent(silent)))
-        elif isinstance(result, AllocationExpired):
-            self._end(Failed(result))
+        if isinstance(result, ServerUnreachable | AllocationExpired):
+            self._end_lost(result)
         elif isinstance(result, RelayError):
             self._end(Failed(AllocationExpired(f"the relay could not be renewed: {result}")))
         else:
             self._refresh_at = now + (result.get(LIFETIME) or LIFETIME_S) * RENEW_AT
+
+    def _lost_in_use(self, error: RelayError, now: float) -> bool:
+        """Take what a permission or channel came to; only what says nothing at all is silent."""
+        heard = isinstance(error, ServerUnreachable) and self.heard > now - self._give_up_s
+        if self.state is State.ALLOCATED and not heard:
+            self._end_lost(error)
+        return not heard
+
+    def _end_lost(self, error: RelayError) -> None:
+        if isinstance(error, ServerUnreachable):
+            error = ServerSilent(f"TURN server {self.server} stopped answering; the relay is lost")
+        self._end(Failed(error))
 
     def _on_farewell(self, _result: Message | RelayError, _now: float) -> None:
         self._end(Closed())

@@ -128,6 +128,16 @@ class Requests:
         other._realm, other._nonce, other._key = self._realm, self._nonce, self._key
         return other
 
+    @property
+    def committed(self) -> bool:
+        """Whether a request is under way that the server may grant: one with credentials."""
+        return any(each.authenticated for each in self._pending.values())
+
+    def no_further_tries(self) -> None:
+        """Let what is under way be answered, but not be asked again with another nonce."""
+        for request in self._pending.values():
+            request.challenges = MAX_CHALLENGES
+
     def clear(self) -> None:
         """Forget all requests without a word."""
         self._pending.clear()
