@@ -15,8 +15,14 @@ from warpgate.server_urls import TurnServer
 from warpgate.testing import LeakCheck
 from warpgate_plugin_turn import pool as pool_module
 from warpgate_plugin_turn.allocation import Allocation
-from warpgate_plugin_turn.errors import Redirected, ServerUnreachable, WrongCredentials
-from warpgate_plugin_turn.pool import MAX_REDIRECTS, NoServers, Pool
+from warpgate_plugin_turn.errors import (
+    NoServers,
+    Redirected,
+    ServerUnreachable,
+    WrongCredentials,
+)
+from warpgate_plugin_turn.pool import Pool
+from warpgate_plugin_turn.search import MAX_REDIRECTS
 from warpgate_plugin_turn.servers import ServerList
 
 Behaviour = Callable[[TurnServer, Any, Any], Any]
@@ -31,6 +37,12 @@ class Stub:
         self.rtt_s = 0.01
         self.ended = False
         self.on_end: Any = None
+        self.on_lost: list[Any] = []
+        self.notes: tuple[str, ...] = ()
+        self.checked = 0
+
+    def check(self) -> None:
+        self.checked += 1
 
     def close(self) -> None:
         if not self.ended:

@@ -18,8 +18,8 @@ from warpgate.net.nic import loopback_interface
 from warpgate.server_urls import parse_turn
 from warpgate.testing import LeakCheck
 from warpgate.testing.coturn import Coturn
-from warpgate_plugin_turn.errors import NotSupported
-from warpgate_plugin_turn.pool import NoServers, Pool, tls_context
+from warpgate_plugin_turn.errors import NoServers, NotSupported
+from warpgate_plugin_turn.pool import Pool, tls_context
 from warpgate_plugin_turn.servers import ServerList
 from warpgate_plugin_turn.streams import MAX_CONNECTIONS, Streams
 from warpgate_plugin_turn.tcp_relay import accept

@@ -17,6 +17,7 @@ from warpgate.net.driver import Driver
 from warpgate.net.pipe import Pipe
 from warpgate.net.udp import UdpPipe
 from warpgate.server_urls import TurnServer
+from warpgate_plugin_turn.errors import ServerSilent
 from warpgate_plugin_turn.machine import State, TurnMachine
 from warpgate_plugin_turn.machine_events import (
     Allocated,
@@ -36,6 +37,8 @@ from warpgate_plugin_turn.wire import is_channel_data
 log = logging.getLogger("warpgate.turn")
 
 MAX_LINKS: Final = 8
+SILENT_S: Final = 0.5
+"""A relay that was kept is doubted when its server says nothing for so long, and two round trips."""
 
 Stranger = Callable[[bytes, Address], None]
 
@@ -56,7 +59,9 @@ class Allocation:
         on_permitted: called with an IP whose packets come through from here on.
         on_refused: called with ``(ip, error)`` when packets from an IP can't come through.
         on_incoming: called with ``(connection id, peer)`` of a peer that connected (RFC 6062).
+        on_lost: each called once with the error when it dies in use, or leaves :meth:`check` unanswered.
         on_end: called once, when nothing is left of it.
+        notes: what went wrong with other servers before it was made.
 
     """
 
@@ -77,7 +82,9 @@ class Allocation:
         self.on_permitted: Callable[[str], None] | None = None
         self.on_refused: Callable[[str, RelayError], None] | None = None
         self.on_incoming: Callable[[int, Address], None] | None = None
+        self.on_lost: list[Callable[[RelayError], None]] = []
         self.on_end: Callable[[Allocation], None] | None = None
+        self.notes: tuple[str, ...] = ()
         self.counters = counters
         self._loop = asyncio.get_running_loop()
         self._machine: TurnMachine
@@ -90,6 +97,7 @@ class Allocation:
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self._retired = False
         self._closing = False
+        self._checking: asyncio.TimerHandle | None = None
 
     @classmethod
     async def open(
@@ -112,7 +120,7 @@ class Allocation:
             family: of the relayed address, ``IP4`` or ``IP6``.
             tls: for ``transport`` ``tls``: checks the server's certificate.
             counters: counts what was ignored.
-            on_answer: called when the server has said its first word.
+            on_answer: called when the server has sent its first TURN message.
             register: called with the allocation before anything is sent.
             **options: for :class:`TurnMachine`.
 
@@ -133,15 +141,16 @@ class Allocation:
                     address, self.name, context, server.host, self._received, self._lost
                 )
                 self.rtt_s = self._loop.time() - started
-                if on_answer is not None:
-                    on_answer()
-            self._start(self._link, options)
-            await self._first_answer(on_answer, started)
+            if not self.ended:
+                self._start(self._link, options)
+                await self._first_answer(on_answer, started)
             await self._ready
             if self.ended:
                 raise self.failure or RelayError("the allocation was closed while it was made")
         except BaseException:
-            self.abandon()
+            self.close()  # what the server gives all the same is given back
+            if self.ended and self._link is not None:
+                self._link.close()
             raise
         return self
 
@@ -167,6 +176,25 @@ class Allocation:
                 self.rtt_s = self._loop.time() - started
             if on_answer is not None:
                 on_answer()
+
+    def check(self) -> None:
+        """Ask the server whether the allocation lives; ``on_lost`` is called when it does not."""
+        if self._alive() and self._checking is None:
+            asked = self._loop.time()
+            patience_s = SILENT_S + 2 * self.rtt_s
+            self._checking = self._loop.call_later(patience_s, self._doubt, asked, patience_s)
+            self._driver.call(self._machine.probe)
+
+    def _doubt(self, asked: float, waited_s: float) -> None:
+        self._checking = None
+        if self._alive() and self._machine.heard < asked:
+            waited = f"said nothing for {waited_s:.1f} s about the relay kept there"
+            self._lose(ServerSilent(f"TURN server {self.name} {waited}"))
+
+    def _lose(self, error: RelayError) -> None:
+        callbacks, self.on_lost = self.on_lost, []
+        for callback in callbacks:
+            callback(error)
 
     # Peers.
 
@@ -247,15 +275,13 @@ class Allocation:
             self._driver.call(self._machine.close)
 
     async def wait_gone(self) -> None:
-        """Wait until the allocation is deleted, or the server does not answer any more."""
-        await asyncio.wait([self._gone])
+        """Wait until the allocation is deleted, or the server does not answer any more.
 
-    def abandon(self) -> None:
-        """Drop everything at once, without a word to the server unless it has allocated already."""
-        if hasattr(self, "_machine") and self._machine.state is State.ALLOCATED:
-            self.close()
-        else:
-            self._over()
+        Then the connection to the server is closed, too.
+        """
+        await asyncio.wait([self._gone])
+        if self._link is not None:
+            await self._link.wait_closed()
 
     def _alive(self) -> bool:
         return not (self.ended or self._closing) and self.failure is None
@@ -281,6 +307,8 @@ class Allocation:
         if self.ended:
             return
         self.ended = True
+        if self._checking is not None:
+            self._checking.cancel()
         if hasattr(self, "_driver"):
             self._driver.close()
         if self._link is not None:
@@ -349,10 +377,13 @@ class Allocation:
 
     def _failed(self, error: RelayError) -> None:
         self.failure = error
-        if self._ready.done():
+        in_use = self._ready.done()
+        if in_use:
             self.counters.count("turn_allocations_lost")
             log.warning("%s", error)
         self._over()
+        if in_use:
+            self._lose(error)
 
     def _lost(self, error: RelayError) -> None:
         if not self.ended and hasattr(self, "_driver"):

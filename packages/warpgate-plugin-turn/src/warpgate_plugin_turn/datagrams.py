@@ -98,6 +98,7 @@ class Datagrams:
     def adopt(self, allocation: Allocation) -> None:
         """Take this side's relay."""
         self.allocation = allocation
+        self._tried = {way for way in self._tried if way[0] != "relay"}  # it may be a second one
         self._policy.trusted |= {allocation.relayed[0], allocation.address[0]}
         allocation.knock = knock(self._secret)
         allocation.stranger = self._stranger
@@ -108,6 +109,13 @@ class Datagrams:
         self.permit()
         if self._peer.relay is not None:
             self.two_relays(self._peer.relay)
+
+    def give_up_relay(self) -> None:
+        """Let go of this side's relay, which has died."""
+        allocation, self.allocation = self.allocation, None
+        if allocation is not None:
+            allocation.stranger = allocation.on_refused = None
+            allocation.retire()
 
     def heard(self, facts: RelayFacts) -> None:
         """Take note of the peer's newest facts, and let its packets through."""
@@ -230,6 +238,4 @@ class Datagrams:
         for sock in self._sockets:
             if sock.default is None:  # no pipe is on it
                 sock.close()
-        if self.allocation is not None:
-            self.allocation.stranger = None
-            self.allocation.retire()
+        self.give_up_relay()

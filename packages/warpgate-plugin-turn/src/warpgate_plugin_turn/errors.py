@@ -10,6 +10,10 @@ from warpgate.stun.attributes import ErrorCode
 from warpgate.stun.transaction import printable
 
 
+class NoServers(RelayError):
+    """No TURN server is configured here."""
+
+
 class ServerUnreachable(RelayError):
     """The server does not answer, or nothing listens there."""
 
@@ -76,6 +80,11 @@ _KINDS: dict[int, tuple[type[RelayError], str]] = {
     486: (QuotaReached, "says that the user has reached its quota of allocations"),
     508: (CapacityReached, "has no room for another allocation"),
 }
+
+
+def named(error: Exception) -> str:
+    """Return an error's class and text, as a report shows them."""
+    return f"{type(error).__name__}: {error}"
 
 
 def error_for(code: ErrorCode, server: str, doing: str) -> RelayError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -12,38 +11,22 @@ from typing import Any, Final
 
 from warpgate.errors import ConfigError, RelayError
 from warpgate.events import Counters
-from warpgate.net.addresses import Address, is_ip, user_address
-from warpgate.net.constants import IP4, IP6
-from warpgate.net.resolve import look_up
-from warpgate.protocol.ip import is_public
+from warpgate.net.addresses import Address
+from warpgate.net.constants import IP4
 from warpgate.server_urls import TurnServer
 from warpgate_plugin_turn.allocation import Allocation
-from warpgate_plugin_turn.credentials import expired, with_credentials
-from warpgate_plugin_turn.errors import (
-    CredentialsExpired,
-    NotSupported,
-    Redirected,
-    ServerUnreachable,
-    WrongCredentials,
-)
+from warpgate_plugin_turn.errors import NoServers
+from warpgate_plugin_turn.search import STAGGER_S, Search
 from warpgate_plugin_turn.servers import ServerList, ServerState
 from warpgate_plugin_turn.warm import Warm, drop
 from warpgate_plugin_turn.wire import TCP_PROTOCOL
 
 log = logging.getLogger("warpgate.turn")
 
-STAGGER_S: Final = 0.1
-"""The head start of each server over the next one, while none of them has said a word."""
 WARM_S: Final = 30.0
 """How long an allocation that nobody takes is kept."""
 MAX_ALLOCATIONS: Final = 64
-MAX_REDIRECTS: Final = 2
-RESOLVE_S: Final = 3.0
 FAREWELL_S: Final = 2.0
-
-
-class NoServers(RelayError):
-    """No TURN server is configured here."""
 
 
 class Pool:
@@ -54,7 +37,7 @@ class Pool:
         counters: the node's.
         tls: checks servers' certificates; None: the system's authorities.
         options: for every :class:`~warpgate_plugin_turn.machine.TurnMachine`.
-        stagger_s: see ``STAGGER_S``.
+        stagger_s: see ``search.STAGGER_S``.
         warm_s: see ``WARM_S``.
         unix_time: the clock of time-limited user names.
 
@@ -79,6 +62,7 @@ class Pool:
         self._options = options or {}
         self._unix_time = unix_time
         self._open: set[Allocation] = set()
+        self._leaving: set[asyncio.Task[Any]] = set()
         self._closed = False
 
     @property
@@ -104,11 +88,18 @@ class Pool:
     async def take(self, af: int = IP4, *, udp_blocked: bool = False) -> Allocation:
         """Return an allocation: the warm one, or a new one. The caller retires or closes it.
 
+        A warm one is handed out at once and asked whether it lives meanwhile: its ``on_lost`` tells
+        when it does not.
+
         Raises:
             RelayError: no server gave one; the text says why of each.
 
         """
-        return await self.warm.take(af) or await self.allocate(af, udp_blocked=udp_blocked)
+        allocation = await self.warm.take(af)
+        if allocation is None:
+            return await self.allocate(af, udp_blocked=udp_blocked)
+        allocation.check()  # it may have died unnoticed meanwhile
+        return allocation
 
     # New ones.
 
@@ -120,8 +111,8 @@ class Pool:
         With ``streams`` the relay takes TCP connections (RFC 6062 section 4.1: such a server is
         itself reached over TCP or TLS).
 
-        They start one after the other, ``STAGGER_S`` apart, until one has answered at all; then the
-        next starts only when that one has failed.
+        Their addresses are asked one after the other, ``STAGGER_S`` apart, until one has answered by
+        a TURN message; then the next starts only when that one has failed, or lets us wait.
 
         Raises:
             NoServers: none is configured.
@@ -132,127 +123,52 @@ class Pool:
             raise NoServers("no TURN server is configured here; set turn_servers or WARPGATE_TURN")
         if self._closed or len(self._open) >= MAX_ALLOCATIONS:
             raise RelayError(f"this node has {len(self._open)} relays already; close pipes")
-        loop = asyncio.get_running_loop()
-        waiting = self.servers.ordered(loop.time(), udp_blocked=udp_blocked)
+        now = asyncio.get_running_loop().time()
+        states = self.servers.ordered(now, udp_blocked=udp_blocked)
         if streams:
-            waiting = [state for state in waiting if state.server.transport != "udp"]
-        if not waiting:
+            states = [state for state in states if state.server.transport != "udp"]
+        if not states:
             raise NoServers("no TURN server is configured over TCP or TLS, which streams need")
         options = {**self._options, **({"protocol": TCP_PROTOCOL} if streams else {})}
-        running: dict[asyncio.Task[Allocation], ServerState] = {}
-        answered: set[ServerState] = set()
-        causes: list[RelayError] = []
-        news = asyncio.Event()
 
-        def start() -> None:
-            state = waiting.pop(0)
+        async def open_(
+            server: TurnServer, address: Address, on_answer: Callable[[], None]
+        ) -> Allocation:
+            return await Allocation.open(
+                server, address, family=af, tls=self.context(server), counters=self.counters,
+                on_answer=on_answer, register=self._register, **options,
+            )  # fmt: skip
 
-            def on_answer() -> None:
-                answered.add(state)
-                news.set()
+        search = Search(
+            states, open_, self._drop, self._server_failed,
+            stagger_s=self.stagger_s, unix_time=self._unix_time,
+        )  # fmt: skip
+        return await search.run()
 
-            trying = self._try(state, af, on_answer, options)
-            task = loop.create_task(trying, name="relay")
-            running[task] = state
-            task.add_done_callback(lambda _task: news.set())
+    def _server_failed(self, state: ServerState, error: RelayError) -> None:
+        state.failed(str(error), asyncio.get_running_loop().time())
+        self.counters.count("turn_server_failures")
 
-        try:
-            start()
-            while running:
-                hold = any(state in answered for state in running.values()) or not waiting
-                news.clear()
-                try:
-                    async with asyncio.timeout(None if hold else self.stagger_s):
-                        await news.wait()
-                except TimeoutError:
-                    start()
-                    continue
-                for task in [task for task in running if task.done()]:
-                    error = task.exception()
-                    if error is None:
-                        del running[task]
-                        return task.result()
-                    answered.discard(running.pop(task))
-                    if not isinstance(error, RelayError):
-                        raise error
-                    causes.append(error)
-                    if waiting and not running:
-                        start()
-            raise _summary(causes)
-        finally:
-            for task in running:
-                drop(task)
+    def _drop(self, task: asyncio.Task[Allocation]) -> None:
+        drop(task)
+        self._leave(task)
 
-    async def _try(
-        self, state: ServerState, af: int, on_answer: Callable[[], None], options: dict[str, Any]
-    ) -> Allocation:
-        loop = asyncio.get_running_loop()
-        try:
-            allocation = await self._follow(state.server, af, on_answer, options)
-        except NotSupported:
-            raise  # good for everything else
-        except RelayError as error:
-            state.failed(str(error), loop.time())
-            self.counters.count("turn_server_failures")
-            raise
-        state.worked(allocation.rtt_s)
-        return allocation
-
-    async def _follow(
-        self,
-        configured: TurnServer,
-        af: int,
-        on_answer: Callable[[], None],
-        options: dict[str, Any],
-    ) -> Allocation:
-        """Allocate on a server, or on the one it sends us to."""
-        server = with_credentials(configured, int(self._unix_time()))
-        addresses = await _resolve(server)
-        for redirects in range(MAX_REDIRECTS + 1):
-            try:
-                return await self._first(server, addresses, af, on_answer, options)
-            except Redirected as error:
-                target = error.alternate
-                if target is None or redirects == MAX_REDIRECTS:
-                    raise
-                # A server on the internet has no business with what stands inside our network.
-                if is_public(addresses[0][0]) and not is_public(target[0]):
-                    raise RelayError(f"{error}, which is no public address") from error
-                addresses = [target]
-            except WrongCredentials as error:
-                ago = expired(server.user, int(self._unix_time()))
-                if ago is None or isinstance(error, CredentialsExpired):
-                    raise
-                raise CredentialsExpired(
-                    f"{error}; the time-limited user name ended {ago} s ago: get a new one"
-                ) from error
-        raise AssertionError("unreachable")
-
-    async def _first(
-        self,
-        server: TurnServer,
-        addresses: list[Address],
-        af: int,
-        on_answer: Callable[[], None],
-        options: dict[str, Any],
-    ) -> Allocation:
-        """Allocate at the first of a host's addresses that answers."""
-        last: RelayError | None = None
-        for address in addresses:
-            try:
-                return await Allocation.open(
-                    server, address, family=af, tls=self.context(server),
-                    counters=self.counters, on_answer=on_answer, register=self._register,
-                    **options,
-                )  # fmt: skip
-            except ServerUnreachable as error:
-                last = error
-        assert last is not None
-        raise last
+    def _leave(self, task: asyncio.Task[Any]) -> None:
+        """Let :meth:`close` wait for the end of something that nobody else waits for."""
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     def _register(self, allocation: Allocation) -> None:
         self._open.add(allocation)
-        allocation.on_end = self._open.discard
+        allocation.on_end = self._ended
+
+    def _ended(self, allocation: Allocation) -> None:
+        self._open.discard(allocation)
+        if allocation.server.transport != "udp":  # the connection is closed a moment later
+            closing = asyncio.get_running_loop().create_task(
+                allocation.wait_gone(), name="relay's end"
+            )
+            self._leave(closing)
 
     def context(self, server: TurnServer) -> ssl.SSLContext | None:
         """Return what checks a server's certificate; None where no TLS is spoken with it."""
@@ -268,14 +184,20 @@ class Pool:
         """Delete all allocations; waits ``FAREWELL_S`` at the most for the servers' word."""
         self._closed = True
         await self.warm.close()
-        open_ = list(self._open)
-        for allocation in open_:
-            allocation.close()
-        if open_:
-            waiting = [asyncio.ensure_future(each.wait_gone()) for each in open_]
-            _, late = await asyncio.wait(waiting, timeout=FAREWELL_S)
-            for each in late:
-                each.cancel()
+        loop = asyncio.get_running_loop()
+        by = loop.time() + FAREWELL_S
+        while self._open or self._leaving:
+            # What is being made registers only now, and what ends leaves a connection to be closed.
+            open_ = list(self._open)
+            for allocation in open_:
+                allocation.close()
+            waiting = [loop.create_task(each.wait_gone()) for each in open_]
+            _, late = await asyncio.wait([*waiting, *self._leaving], timeout=by - loop.time())
+            if late:
+                for task in late:
+                    task.cancel()
+                await asyncio.wait(late, timeout=0)
+                break
 
 
 def tls_context(ca_file: str | None) -> ssl.SSLContext | None:
@@ -293,33 +215,3 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext | None:
         raise ConfigError(
             f'plugin_conf["turn"]["ca_file"] = {ca_file!r} is no file of certificates: {error}'
         ) from error
-
-
-async def _resolve(server: TurnServer) -> list[Address]:
-    """Return one address of each family that a server's name has."""
-    if is_ip(server.host):
-        return [(server.host, server.port)]
-    kind = socket.SOCK_DGRAM if server.transport == "udp" else socket.SOCK_STREAM
-    name = f"TURN server {server.host} port {server.port}"
-    try:
-        found = await look_up(server.host, server.port, kind=kind, timeout_s=RESOLVE_S)
-    except TimeoutError as error:
-        raise ServerUnreachable(f"{name}: its name was not resolved in {RESOLVE_S:g} s") from error
-    except OSError as error:
-        raise ServerUnreachable(f"{name}: its name can't be resolved: {error.strerror}") from error
-    first: dict[int, Address] = {}
-    for af, _, _, _, address in found:
-        if af in (IP4, IP6):
-            first.setdefault(af, user_address(address))
-    if not first:
-        raise ServerUnreachable(f"{name} has no address")
-    return list(first.values())
-
-
-def _summary(causes: list[RelayError]) -> RelayError:
-    if len(causes) == 1:
-        return causes[0]
-    lines = list(dict.fromkeys(str(cause) for cause in causes))
-    kinds = {type(cause) for cause in causes}
-    kind = kinds.pop() if len(kinds) == 1 else RelayError
-    return kind("no TURN server gave a relay: " + "; ".join(lines))

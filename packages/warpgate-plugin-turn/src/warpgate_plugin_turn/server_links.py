@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from warpgate.errors import RelayError, RemoteProtocolError
-from warpgate.net.addresses import Address
+from warpgate.net.addresses import Address, system_address
 from warpgate.net.constants import IP4, IP6
 from warpgate.net.datagram import DatagramSocket
 from warpgate.protocol.web_page import LOGIN_HINT, is_web_page
@@ -18,6 +18,10 @@ from warpgate_plugin_turn.errors import CertificateRefused, ConnectionLost, Serv
 from warpgate_plugin_turn.wire import StreamSplitter
 
 CONNECT_S: Final = 5.0
+FLUSH_S: Final = 0.3
+"""How long a connection that is being closed may take to send the rest, and TLS's own farewell."""
+TURNS: Final = 4
+"""Of the loop, until an aborted transport has closed its socket: it takes two."""
 WRITE_HIGH_WATER: Final = 256 * 1024
 
 MessageHandler = Callable[[bytes], None]
@@ -36,7 +40,10 @@ class ServerLink(Protocol):
         """Wait for room, or for the end."""
 
     def close(self) -> None:
-        """Close; what was sent still goes out."""
+        """Close; what was sent still goes out, within ``FLUSH_S``."""
+
+    async def wait_closed(self) -> None:
+        """Wait until nothing is left of a connection that is being closed."""
 
 
 class UdpServerLink:
@@ -61,6 +68,9 @@ class UdpServerLink:
         """See :class:`ServerLink`."""
         self._sock.close()
 
+    async def wait_closed(self) -> None:
+        """See :class:`ServerLink`."""
+
 
 class StreamServerLink(asyncio.Protocol):
     """Over TCP or TLS."""
@@ -77,6 +87,8 @@ class StreamServerLink(asyncio.Protocol):
         self._fresh = True
         self._waiters: set[asyncio.Future[None]] = set()
         self._closing = False
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._flushing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connected transport."""
@@ -103,6 +115,10 @@ class StreamServerLink(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that the connection is gone."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+        if not self._gone.done():
+            self._gone.set_result(None)
         why = f": {exc}" if exc is not None else ""
         self._end(ConnectionLost(f"TURN server {self._name} closed the connection{why}"))
 
@@ -141,11 +157,13 @@ class StreamServerLink(asyncio.Protocol):
         stream, self._stream = self._stream, None
         self._wake()
         if stream is not None:
-            # A peer that reads nothing must not keep the connection: abort what can't be flushed.
-            if stream.get_write_buffer_size():
-                stream.abort()
-            else:
-                stream.close()
+            stream.close()
+            # A server that reads nothing, or never answers TLS's farewell, must not keep it.
+            self._flushing = asyncio.get_running_loop().call_later(FLUSH_S, stream.abort)
+
+    async def wait_closed(self) -> None:
+        """See :class:`ServerLink`."""
+        await asyncio.wait([self._gone])
 
     def _end(self, error: RelayError) -> None:
         already, self._closing = self._closing, True
@@ -212,7 +230,12 @@ async def connect_stream(
     doing = f"TURN server {name} over {kind}"
     try:
         async with asyncio.timeout(timeout_s):
-            return await loop.create_connection(make, server[0], server[1], **options)
+            sock = await _connected(server)
+            try:
+                return await loop.create_connection(make, sock=sock, **options)
+            except BaseException:
+                await _gone(sock)
+                raise
     except ssl.SSLCertVerificationError as error:
         raise CertificateRefused(
             f"{doing}: its certificate is refused: {error.verify_message.rstrip('.')}; use the name "
@@ -224,6 +247,27 @@ async def connect_stream(
         raise ServerUnreachable(f"{doing}: no connection within {timeout_s:g} s") from error
     except (OSError, ssl.SSLError) as error:
         raise ServerUnreachable(f"{doing}: {error.strerror or error}") from error
+
+
+async def _connected(server: Address) -> socket.socket:
+    af = IP6 if ":" in server[0] else IP4
+    sock = socket.socket(af, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, system_address(af, server))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _gone(sock: socket.socket) -> None:
+    """Let a transport that came to nothing close its socket, which it does in the loop's next turns."""
+    for _ in range(TURNS):
+        if sock.fileno() < 0:
+            return
+        await asyncio.sleep(0)
+    sock.close()
 
 
 async def open_stream(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from warpgate.stun.transaction import printable
 from warpgate_plugin_turn.allocation import Allocation
+from warpgate_plugin_turn.errors import named
 from warpgate_plugin_turn.messages import MAX_CAUSE, RelayFacts
 
 
@@ -33,7 +34,7 @@ def how_far(
         here = f"a relay on TURN server {allocation.name} over {allocation.server.transport}"
         here += f" (lost: {allocation.failure})" if allocation.failure else ""
     else:
-        here = f"no relay ({cause or 'no server has answered yet'})"
+        here = f"no relay ({named(cause) if cause else 'no server has answered yet'})"
     if not peer.knock:
         there = "it has not answered"
     elif peer.relay is not None:

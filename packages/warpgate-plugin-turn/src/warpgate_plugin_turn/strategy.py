@@ -12,11 +12,12 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from warpgate import ConMsg, Pipe, Plugin, RelayError, register
+from warpgate import AttemptSkipped, ConMsg, Pipe, Plugin, RelayError, SkipReason, register
 from warpgate.net.addresses import Address
 from warpgate.net.udp import UdpPipe
 from warpgate_plugin_turn.allocation import Allocation
 from warpgate_plugin_turn.datagrams import Calls, Datagrams
+from warpgate_plugin_turn.errors import NoServers, named
 from warpgate_plugin_turn.knock import HELLO_REPEATS_S
 from warpgate_plugin_turn.messages import (
     KNOCK_BYTES,
@@ -41,6 +42,8 @@ OFFER_S: Final = 0.7
 STREAM_S: Final = 0.6
 """The head start of datagrams over a stream: knocks that were early come again within that time."""
 MAX_PIPES: Final = 6
+MAX_RELAYS: Final = 3
+"""So many relays one attempt takes, one after another, where they turn out to be dead."""
 SPARE_S: Final = 0.1
 """So long before its time is up an attempt says what it has waited for."""
 
@@ -76,6 +79,7 @@ class Turn(Plugin):
         )
         self._datagrams = Datagrams(self, factory, self._policy, self._secret, calls)
         self._pipes = 0
+        self._relays = 0
         self._known = asyncio.Event()  # whether this side has a relay
         self._told: dict[str, Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -158,11 +162,30 @@ class Turn(Plugin):
             allocation = await pool.take(self.dest_info["af"], udp_blocked=blocked)
         except RelayError as error:
             self._cause = error
+            if not isinstance(error, NoServers):
+                self.note(named(error))
         else:
-            self._datagrams.adopt(allocation)
+            self._adopt(allocation)
         self._known.set()
         await self._tell()
         self._check_hopeless()
+
+    def _adopt(self, allocation: Allocation) -> None:
+        self._relays += 1
+        for text in allocation.notes:
+            self.note(text)
+        allocation.on_lost.append(self._relay_lost)
+        self._datagrams.adopt(allocation)
+
+    def _relay_lost(self, error: RelayError) -> None:
+        """Take another relay where this side's is dead; the peer is told of the new one."""
+        if self.result.done():
+            return
+        self.note(named(error))
+        if self._relays < MAX_RELAYS:
+            self._datagrams.give_up_relay()
+            self._allocating = None
+            self._allocate()
 
     # What the peer says.
 
@@ -221,6 +244,7 @@ class Turn(Plugin):
                 facts.update(stun_ip=stun[0], stun_port=stun[1])
         elif self._cause is not None:
             facts["cause"] = str(self._cause)[:MAX_CAUSE]
+            facts["no_servers"] = isinstance(self._cause, NoServers)
         if self._streams.relayed is not None:
             facts["stream_ip"], facts["stream_port"] = self._streams.relayed
         facts["no_udp"] = ways.blocked
@@ -238,7 +262,12 @@ class Turn(Plugin):
             return
         own, theirs = self._cause, printable_cause(self._peer.cause)
         if self._allocation is None and own is not None and self._peer.relay is None and theirs:
-            self.result.set_exception(RelayError(f"no relay here: {own}; the peer says: {theirs}"))
+            if isinstance(own, NoServers) and self._peer.no_servers:
+                nobody = AttemptSkipped(str(own), SkipReason.NO_TURN_SERVER)
+                self.result.set_exception(nobody)
+                return
+            text = f"no relay here: {named(own)}; the peer says: {theirs}"
+            self.result.set_exception(RelayError(text))
             return
         mapped, refused = self._policy.mapped, self._datagrams.refused
         if mapped and not mapped - set(refused) and self._peer.relay is None:

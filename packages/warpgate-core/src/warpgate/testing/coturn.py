@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -136,6 +137,9 @@ class Coturn:
         """Let it hang: packets reach it and are not answered; :meth:`kill` ends it all the same."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(
+            self._process.pid, os.WUNTRACED
+        )  # it stops a moment later, and answers until then
 
     def resume(self) -> None:
         """Let it go on after :meth:`pause`."""
