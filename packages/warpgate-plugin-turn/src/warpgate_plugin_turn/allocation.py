@@ -149,6 +149,8 @@ class Allocation:
                 raise self.failure or RelayError("the allocation was closed while it was made")
         except BaseException:
             self.close()  # what the server gives all the same is given back
+            if self.relayed[1]:
+                self.counters.count("turn_allocations_returned")
             if self.ended and self._link is not None:
                 self._link.close()
             raise
