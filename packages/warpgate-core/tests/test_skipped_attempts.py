@@ -74,9 +74,13 @@ async def test_an_end_that_came_before_holds(start):
         self.result.set_exception(ValueError("broken"))
         self.result.set_exception(AttemptSkipped("too late"))
 
-    _, report = await call(start, run)
-    (outcome,) = report.outcomes
-    assert (outcome.status, outcome.cause) == ("failed", "ValueError: broken")
+    alice, bob = await start(strategy(run)), await start(strategy(run))
+    plugin = await alice.connect(IP4, NIC_BIND, bob.address(), "scripted")
+    attempt = alice.traversal.attempt_of(plugin)
+    async with asyncio.timeout(10):
+        assert await plugin.result is None
+    assert (attempt.outcome.status, attempt.outcome.cause) == ("failed", "ValueError: broken")
+    assert attempt.skip is None
 
 
 async def test_the_future_resolves_to_none(start):

@@ -15,7 +15,6 @@ from warpgate.events import Counters
 from warpgate.server_urls import TurnServer, parse_turn
 from warpgate.testing import LeakCheck
 from warpgate.testing.coturn import Coturn
-from warpgate_plugin_turn import server_links
 from warpgate_plugin_turn.allocation import Allocation
 from warpgate_plugin_turn.machine import State
 from warpgate_plugin_turn.pool import FAREWELL_S, Pool, tls_context
@@ -104,48 +103,64 @@ async def test_the_slower_server_gets_its_allocation_back(
     assert sessions.made == sessions.deleted
 
 
-@pytest.fixture
-def connections(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
-    """Return a list that all connections to servers are added to."""
-    made: list[socket.socket] = []
-    plain = server_links._connected
-
-    async def connected(server: Any) -> socket.socket:
-        made.append(await plain(server))
-        return made[-1]
-
-    monkeypatch.setattr(server_links, "_connected", connected)
-    return made
+def socket_of(allocation: Allocation) -> Any:
+    """Return the socket of a connection to a server."""
+    return allocation._link._stream.get_extra_info("socket")  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 async def test_close_leaves_nothing_to_the_loop(
-    coturn: Start, certificates: Any, connections: list[socket.socket], transport: str
+    coturn: Start, certificates: Any, transport: str
 ) -> None:
     pool = make_pool([coturn().url(transport)], certificates)
     async with asyncio.timeout(GUARD_S):
-        for _ in range(3):
-            await pool.allocate()
-        (await pool.allocate()).close()  # by its owner, a moment before
+        allocations = [await pool.allocate() for _ in range(4)]
+        sockets = [socket_of(each) for each in allocations]
+        allocations[0].close()  # by its owner, a moment before
         await pool.close()
     # At this very moment, before the loop turns once more: it may be the last turn.
-    assert [sock.fileno() for sock in connections] == [-1] * 4
+    assert [sock.fileno() for sock in sockets] == [-1] * 4
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+async def test_a_connection_that_is_just_being_closed_is_waited_for(
+    coturn: Start, certificates: Any, transport: str
+) -> None:
+    pool = make_pool([coturn().url(transport)], certificates)
+    async with asyncio.timeout(GUARD_S):
+        allocation = await pool.allocate()
+        sock = socket_of(allocation)
+        ended = asyncio.Event()
+        plain = allocation.on_end
+
+        def on_end(which: Allocation) -> None:
+            assert plain is not None
+            plain(which)
+            ended.set()
+
+        allocation.on_end = on_end
+        allocation.close()
+        await ended.wait()
+        assert pool.live == 0
+        await pool.close()
+    assert sock.fileno() == -1
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
 async def test_close_does_not_wait_for_a_server_that_hangs(
-    coturn: Start, certificates: Any, connections: list[socket.socket], transport: str
+    coturn: Start, certificates: Any, transport: str
 ) -> None:
     server = coturn()
     pool = make_pool([server.url(transport)], certificates)
     loop = asyncio.get_running_loop()
     async with LeakCheck(), asyncio.timeout(GUARD_S):
-        await pool.allocate()
+        allocation = await pool.allocate()
+        sock = None if transport == "udp" else socket_of(allocation)
         server.pause()
         begun = loop.time()
         await pool.close()
         assert loop.time() - begun < FAREWELL_S + 1.0
-        assert [sock.fileno() for sock in connections if sock.fileno() >= 0] == []
+        assert sock is None or sock.fileno() == -1
     assert pool.counters["turn_farewells_unanswered"] == 1
 
 

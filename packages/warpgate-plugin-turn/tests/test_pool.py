@@ -221,6 +221,39 @@ async def test_nothing_warm_outlives_the_pool(world: Any) -> None:
             await pool.take()
 
 
+async def test_closing_waits_for_what_was_cancelled(world: Any) -> None:
+    ended = []
+
+    async def slow_to_end(_server: Any, _address: Any, _on_answer: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            ended.append(True)
+
+    pool, asked = world("first", first=slow_to_end)
+    task = asyncio.create_task(pool.take())
+    while not asked:  # noqa: ASYNC110  # the stub has no event
+        await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.wait([task])
+    assert not ended
+    await pool.close()
+    assert ended
+
+
+async def test_a_warm_one_is_asked_whether_it_lives(world: Any) -> None:
+    pool, _ = world("first", first=good)
+    pool.prepare()
+    await asyncio.sleep(0.01)
+    allocation: Any = await pool.take()
+    assert allocation.checked == 1
+    allocation.close()
+    allocation = await pool.take()
+    assert allocation.checked == 0  # just made
+    allocation.close()
+
+
 async def test_a_warm_one_that_died_is_not_handed_out(world: Any) -> None:
     pool, asked = world("first", first=good)
     pool.prepare()

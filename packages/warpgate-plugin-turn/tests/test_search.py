@@ -75,6 +75,7 @@ class World:
         named = {ip for ips in names.values() for ip in ips}
         hosts = [*names, *(ip for ip in scripts if ip not in named)]
         self.servers = ServerList([TurnServer(host, 3478, "user", "password") for host in hosts])
+        self.search: Any = None
         self.states = {state.server.host: state for state in self.servers.states}
 
     async def open(self, _server: TurnServer, address: Any, on_answer: Answer) -> Any:
@@ -90,7 +91,7 @@ class World:
         self.failed.append((state.server.host, error))
 
     async def run(self, stagger_s: float = STAGGER_S) -> Any:
-        search = Search(
+        self.search = search = Search(
             self.servers.states, self.open, self.drop, self.lost,
             stagger_s=stagger_s, unix_time=lambda: 0.0,
         )  # fmt: skip
@@ -196,7 +197,11 @@ async def test_one_that_falls_silent_after_a_word_does_not_hold_for_long(
     assert (await made.run()).place[0] == "192.0.2.2"
 
 
-async def test_who_is_sent_on_to_a_silent_server_is_not_waited_for(world: Any) -> None:
+async def test_who_is_sent_on_to_a_silent_server_is_not_waited_for(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "HOLD_S", 2 * GUARD_S)
+
     async def sends_on(answer: Answer) -> None:
         answer()
         raise Redirected("elsewhere", ("192.0.2.77", 1))
@@ -208,7 +213,11 @@ async def test_who_is_sent_on_to_a_silent_server_is_not_waited_for(world: Any) -
 
 
 async def test_a_failure_brings_the_next_though_an_earlier_one_is_silent(world: Any) -> None:
-    made = world({"192.0.2.1": silent, "192.0.2.2": refuses, "192.0.2.3": good})
+    async def silent_first(answer: Answer) -> None:
+        made.search._stagger_s = 2 * GUARD_S  # nobody waits for the third's turn
+        await silent(answer)
+
+    made = world({"192.0.2.1": silent_first, "192.0.2.2": refuses, "192.0.2.3": good})
     relay = await made.run()
     assert relay.place[0] == "192.0.2.3"
     first, second = relay.notes

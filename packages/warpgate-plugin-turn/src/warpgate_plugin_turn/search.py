@@ -171,7 +171,7 @@ class Search:
             candidate.errors.append(error)
             self._next_at = self._loop.time()
             if not isinstance(error, ServerUnreachable | ConnectionLost):
-                candidate.addresses = []  # the server itself has spoken
+                # The server itself has spoken.
                 self._waiting = [each for each in self._waiting if each is not candidate]
             if not candidate.trying and candidate not in self._waiting:
                 self._causes.append(candidate.error)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from warpgate.errors import RelayError, RemoteProtocolError
-from warpgate.net.addresses import Address, system_address
+from warpgate.net.addresses import Address
 from warpgate.net.constants import IP4, IP6
 from warpgate.net.datagram import DatagramSocket
 from warpgate.protocol.web_page import LOGIN_HINT, is_web_page
@@ -20,8 +20,6 @@ from warpgate_plugin_turn.wire import StreamSplitter
 CONNECT_S: Final = 5.0
 FLUSH_S: Final = 0.3
 """How long a connection that is being closed may take to send the rest, and TLS's own farewell."""
-TURNS: Final = 4
-"""Of the loop, until an aborted transport has closed its socket: it takes two."""
 WRITE_HIGH_WATER: Final = 256 * 1024
 
 MessageHandler = Callable[[bytes], None]
@@ -230,12 +228,7 @@ async def connect_stream(
     doing = f"TURN server {name} over {kind}"
     try:
         async with asyncio.timeout(timeout_s):
-            sock = await _connected(server)
-            try:
-                return await loop.create_connection(make, sock=sock, **options)
-            except BaseException:
-                await _gone(sock)
-                raise
+            return await loop.create_connection(make, server[0], server[1], **options)
     except ssl.SSLCertVerificationError as error:
         raise CertificateRefused(
             f"{doing}: its certificate is refused: {error.verify_message.rstrip('.')}; use the name "
@@ -247,27 +240,6 @@ async def connect_stream(
         raise ServerUnreachable(f"{doing}: no connection within {timeout_s:g} s") from error
     except (OSError, ssl.SSLError) as error:
         raise ServerUnreachable(f"{doing}: {error.strerror or error}") from error
-
-
-async def _connected(server: Address) -> socket.socket:
-    af = IP6 if ":" in server[0] else IP4
-    sock = socket.socket(af, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, system_address(af, server))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def _gone(sock: socket.socket) -> None:
-    """Let a transport that came to nothing close its socket, which it does in the loop's next turns."""
-    for _ in range(TURNS):
-        if sock.fileno() < 0:
-            return
-        await asyncio.sleep(0)
-    sock.close()
 
 
 async def open_stream(
