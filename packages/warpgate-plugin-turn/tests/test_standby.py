@@ -12,6 +12,7 @@ import pytest
 from warpgate import IP4, IP6, NODE_TEST_CONF, Node, RelayError, auto_connect
 from warpgate.nat.report import NetReport, PathReport
 from warpgate.testing import LeakCheck, Stage
+from warpgate_plugin_turn import pool as pool_module
 from warpgate_plugin_turn import warm as warm_module
 from warpgate_plugin_turn.errors import QuotaReached
 from warpgate_plugin_turn.servers import ServerList
@@ -78,7 +79,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.fixture
 async def warm() -> AsyncIterator[tuple[Warm, Servers]]:
     servers = Servers()
-    made = Warm(servers.allocate, 30.0)
+    made = Warm(servers.allocate, 30.0, pool_module._drop)
     made.retry_s = RETRY_S
     async with LeakCheck():
         yield made, servers

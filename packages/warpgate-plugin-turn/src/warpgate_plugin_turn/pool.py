@@ -18,7 +18,7 @@ from warpgate_plugin_turn.allocation import Allocation
 from warpgate_plugin_turn.errors import NoServers
 from warpgate_plugin_turn.search import STAGGER_S, Search
 from warpgate_plugin_turn.servers import ServerList, ServerState
-from warpgate_plugin_turn.warm import Warm, drop
+from warpgate_plugin_turn.warm import Warm
 from warpgate_plugin_turn.wire import TCP_PROTOCOL
 
 log = logging.getLogger("warpgate.turn")
@@ -57,7 +57,7 @@ class Pool:
         self.servers = servers
         self.counters = counters
         self.stagger_s = stagger_s
-        self.warm = Warm(self.allocate, warm_s)
+        self.warm = Warm(self.allocate, warm_s, self._drop)
         self._tls = tls
         self._options = options or {}
         self._unix_time = unix_time
@@ -150,7 +150,14 @@ class Pool:
         self.counters.count("turn_server_failures")
 
     def _drop(self, task: asyncio.Task[Allocation]) -> None:
-        drop(task)
+        """End an attempt to allocate; what it brings all the same is deleted."""
+
+        def done(task: asyncio.Task[Allocation]) -> None:
+            if not task.cancelled() and task.exception() is None:
+                task.result().close()
+
+        task.cancel()
+        task.add_done_callback(done)
         self._leave(task)
 
     def _leave(self, task: asyncio.Task[Any]) -> None:

@@ -30,17 +30,24 @@ class Warm:
     Args:
         allocate: makes them.
         keep_s: how long a prepared one that nobody takes is kept.
+        drop: ends a task that makes one; what it brings all the same is deleted.
 
     Attributes:
         on_asked: called with a family when one of it is prepared or taken.
 
     """
 
-    def __init__(self, allocate: Allocate, keep_s: float) -> None:
+    def __init__(
+        self,
+        allocate: Allocate,
+        keep_s: float,
+        drop: Callable[[asyncio.Task[Allocation]], None],
+    ) -> None:
         self.keep_s = keep_s
         self.retry_s = RETRY_S
         self.on_asked: Callable[[int], None] | None = None
         self._allocate = allocate
+        self._drop = drop
         self._tasks: dict[int, asyncio.Task[Allocation]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}  # the end of a prepared one, or a retry
         self._held: set[int] = set()
@@ -103,7 +110,7 @@ class Warm:
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
-            drop(task)
+            self._drop(task)
             raise
         allocation = task.result()
         if allocation.ended:
@@ -187,15 +194,4 @@ class Warm:
     def _cool(self, af: int) -> None:
         task = self._forget(af)
         if task is not None:
-            drop(task)
-
-
-def drop(task: asyncio.Task[Allocation]) -> None:
-    """End an attempt to allocate; what it brings all the same is deleted."""
-
-    def done(task: asyncio.Task[Allocation]) -> None:
-        if not task.cancelled() and task.exception() is None:
-            task.result().close()
-
-    task.cancel()
-    task.add_done_callback(done)
+            self._drop(task)
