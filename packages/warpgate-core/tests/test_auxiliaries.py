@@ -15,7 +15,6 @@ from warpgate.traversal.auxiliary import return_addr
 from warpgate.traversal.auxiliary.return_addr import SURVEY_S, ReturnAddr
 from warpgate.traversal.paths import Path
 from warpgate.traversal.plan import Combination, Plan
-from warpgate.traversal.prepare import PREPARE_S
 
 
 class Network:
@@ -77,16 +76,10 @@ def test_who_knows_its_nat_or_never_will_answers_at_once(answered, survey_s):
     assert answered(survey_s) == ([(0, "get_addr")], [], [])
 
 
-def test_a_first_survey_is_waited_for(answered):
-    sent, prepared, _ = answered(PREPARE_S / 2)
-    assert sent == [(PREPARE_S / 2, "get_addr")]
-    assert prepared == []
-
-
-def test_meanwhile_a_relay_is_prepared(answered):
+def test_a_first_survey_is_waited_for_and_a_relay_prepared_meanwhile(answered):
     sent, prepared, asked = answered(0.9, relay="never")
     assert sent == [(pytest.approx(0.9), "get_addr")]
-    assert prepared == [(PREPARE_S, "turn", True)]
+    assert prepared == [(0, "turn", True)]
     assert asked == [("the peer", "never")]
 
 

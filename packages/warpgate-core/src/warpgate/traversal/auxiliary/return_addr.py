@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final
 from warpgate.plugin import Plugin
 from warpgate.protocol.proto_msg import ConMsg
 from warpgate.traversal.plan import PlanOptions
-from warpgate.traversal.prepare import PREPARE_S, prepare_relays
+from warpgate.traversal.prepare import prepare_relays
 
 SURVEY_S: Final = 2.0
 """A node that has just started finds out what its NAT does before it answers, at most so long."""
@@ -30,12 +30,10 @@ class ReturnAddr(Plugin):
         self.result.set_result(None)
 
     async def _know_the_network(self) -> None:
-        """Wait for the first survey; a long one mostly ends with the need for a relay."""
+        """Wait for the first survey; the caller waits already, so that a relay had better be ready."""
         network = self.node.network
-        if network.pending:
-            await network.ready(PREPARE_S)
         if network.pending:
             options = PlanOptions(relay=self.node.conf["relay"])
             plan = self.manager.plan_for(self.manager.attempt_of(self).peer, options)
             prepare_relays(self.manager, plan, anyway=True)
-            await network.ready(SURVEY_S - PREPARE_S)
+            await network.ready(SURVEY_S)
