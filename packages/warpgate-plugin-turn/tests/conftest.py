@@ -23,7 +23,7 @@ from warpgate.stun.attributes import (
 )
 from warpgate.stun.message import Message, MessageClass, decode, encode, long_term_key
 from warpgate.testing import LeakCheck, Stage
-from warpgate.testing.coturn import Coturn, find_coturn
+from warpgate.testing.coturn import Coturn, find_coturn, make_certificates
 from warpgate_plugin_turn import wire
 from warpgate_plugin_turn.machine import TurnMachine
 from warpgate_plugin_turn.machine_events import Allocated
@@ -33,15 +33,9 @@ from warpgate_plugin_turn.strategy import Turn
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """The paths of an authority's certificate, a server's for 127.0.0.1 and turn.test, and its key."""
-    import trustme
-
-    folder = tmp_path_factory.mktemp("certificates")
-    authority = trustme.CA()
-    server = authority.issue_cert("127.0.0.1", "::1", "turn.test")
-    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    server.cert_chain_pems[0].write_to_path(str(folder / "server.pem"))
-    server.private_key_pem.write_to_path(str(folder / "server.key"))
-    return folder / "ca.pem", folder / "server.pem", folder / "server.key"
+    return make_certificates(
+        tmp_path_factory.mktemp("certificates"), "127.0.0.1", "::1", "turn.test"
+    )
 
 
 @pytest.fixture

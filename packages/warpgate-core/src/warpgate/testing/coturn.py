@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from warpgate.testing.mosquitto import free_port
 
@@ -24,6 +25,30 @@ BINDING: Final = b"\x00\x01\x00\x00\x21\x12\xa4\x42" + b"is it alive?"
 def find_coturn() -> str | None:
     """Return the path of coturn's program, or None when it is not installed."""
     return shutil.which("turnserver") or shutil.which("turnserver", path="/usr/sbin:/usr/local/bin")
+
+
+def make_certificates(folder: Path, *names: str) -> tuple[Path, Path, Path]:
+    """Write an authority's certificate, and a server's with its key. Needs ``trustme``.
+
+    Args:
+        folder: where they are written.
+        names: the host names and addresses of the server; those of loopback when there are none.
+
+    Returns:
+        The paths of the authority's certificate, the server's and its key, for ``ca_file`` and for
+        ``Coturn(certificate=…)``.
+
+    Raises:
+        ModuleNotFoundError: trustme is not installed.
+
+    """
+    issuer: Any = importlib.import_module("trustme").CA()
+    server = issuer.issue_cert(*(names or ("127.0.0.1", "::1")))
+    paths = folder / "ca.pem", folder / "server.pem", folder / "server.key"
+    issuer.cert_pem.write_to_path(str(paths[0]))
+    server.cert_chain_pems[0].write_to_path(str(paths[1]))
+    server.private_key_pem.write_to_path(str(paths[2]))
+    return paths
 
 
 class Coturn:
@@ -62,6 +87,7 @@ class Coturn:
         self._hosts = hosts
         self._certificate = certificate
         self._process: subprocess.Popen[bytes] | None = None
+        self._log = folder / f"turn-{self.port}.log"
 
     def url(self, transport: str = "udp", *, host: str = "", login: str = "") -> str:
         """Return the URL for ``turn_servers``: over ``udp``, ``tcp`` or ``tls``."""
@@ -71,6 +97,10 @@ class Coturn:
         port = self.tls_port if secure else self.port
         login = login or f"{USER}:{PASSWORD}"
         return f"turn{'s' if secure else ''}:{login}@{place}:{port}?transport={transport}"
+
+    def log(self) -> str:
+        """Return what it has logged; with ``verbose`` among the lines that is a good deal."""
+        return self._log.read_text("utf-8")
 
     def __enter__(self) -> Self:
         self.start()
@@ -85,7 +115,7 @@ class Coturn:
         if program is None:
             raise FileNotFoundError("coturn is not installed")
         name = f"turn-{self.port}"
-        conf, log = self._folder / f"{name}.conf", self._folder / f"{name}.log"
+        conf, log = self._folder / f"{name}.conf", self._log
         lines = [f"listening-port={self.port}", f"tls-listening-port={self.tls_port}"]
         lines += [f"{kind}-ip={host}" for host in self._hosts for kind in ("listening", "relay")]
         lines += [
@@ -107,7 +137,7 @@ class Coturn:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > end:
                 self.kill()
-                raise RuntimeError(f"coturn does not answer: {log.read_text('utf-8')}")
+                raise RuntimeError(f"coturn does not answer: {self.log()}")
             time.sleep(POLL_S)
 
     def _answers(self) -> bool:
