@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from warpgate.errors import LocalProtocolError, PluginDefinitionError
@@ -12,6 +13,7 @@ from warpgate.net.constants import EXT_BIND, IP4, LOOPBACK_BIND, NIC_BIND
 from warpgate.protocol.con_id import PLUGIN_ID_ALPHABET, PLUGIN_ID_LENGTH
 
 if TYPE_CHECKING:
+    from warpgate.findings import Finding
     from warpgate.nat.pair import NatPair
     from warpgate.net.nic import Interface
     from warpgate.net.pipe import Pipe
@@ -96,6 +98,19 @@ class Plugin:
 
         """
         return None
+
+    @classmethod
+    async def diagnose(cls, conf: Mapping[str, Any]) -> Sequence[Finding]:
+        """Look whether what this strategy relies on outside of the node is there, for ``warpgate doctor``.
+
+        Override it where the strategy has servers or the like. No node is running; what is asked
+        for is given back. It is cut off after 10 s.
+
+        Args:
+            conf: the settings that a node of this environment would have.
+
+        """
+        return ()
 
     async def run(self, reply: ConMsg | None = None) -> None:
         """Try to connect; resolve ``self.result``.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from warpgate.errors import ConfigError
+from warpgate.events import Counters
 from warpgate.net.addresses import Address
 from warpgate.net.constants import IP4
 from warpgate.server_urls import STUN_PORT, TurnServer, parse_host_port
@@ -45,16 +47,8 @@ class TurnFactory:
             ConfigError: ``plugin_conf["turn"]`` has an unknown key or a value that can't be used.
 
         """
-        conf = _checked(node.conf["plugin_conf"].get("turn", {}))
-        servers: tuple[TurnServer, ...] = node.conf["turn_servers"]
-        self.pool = Pool(
-            ServerList(servers),
-            node.stats,
-            tls=tls_context(conf.get("ca_file")),
-            options={key: conf[key] for key in OPTIONS if key in conf},
-            unix_time=node.unix_time,
-            **{key: conf[key] for key in ("stagger_s", "warm_s") if key in conf},
-        )
+        conf = settings(node.conf)
+        self.pool = make_pool(node.conf["turn_servers"], conf, node.stats, unix_time=node.unix_time)
         self.streams: bool = conf.get("streams", True)
         self.standby = Standby(node, self.pool, conf.get("standby"))
         self.stun_servers: tuple[Address, ...] = ()
@@ -140,7 +134,39 @@ class TurnFactory:
         await self.pool.close()
 
 
-def _checked(conf: Any) -> dict[str, Any]:
+def make_pool(
+    servers: Sequence[TurnServer], conf: Mapping[str, Any], counters: Counters, **options: Any
+) -> Pool:
+    """Return a pool for some servers.
+
+    Args:
+        servers: the servers.
+        conf: what :func:`settings` returned.
+        counters: the node's.
+        **options: for :class:`Pool`.
+
+    Raises:
+        ConfigError: the file of authorities can't be used.
+
+    """
+    return Pool(
+        ServerList(servers),
+        counters,
+        tls=tls_context(conf.get("ca_file")),
+        options={key: conf[key] for key in OPTIONS if key in conf},
+        **{key: conf[key] for key in ("stagger_s", "warm_s") if key in conf},
+        **options,
+    )
+
+
+def settings(node_conf: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``plugin_conf["turn"]`` of a node's settings.
+
+    Raises:
+        ConfigError: it has an unknown key or a value that can't be used.
+
+    """
+    conf = node_conf["plugin_conf"].get("turn", {})
     if not isinstance(conf, dict):
         raise ConfigError(f'plugin_conf["turn"] is a {type(conf).__name__}; expected a dict')
     for key, value in conf.items():

@@ -12,11 +12,12 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from warpgate import AttemptSkipped, ConMsg, Pipe, Plugin, RelayError, SkipReason, register
+from warpgate import AttemptSkipped, ConMsg, Pipe, RelayError, SkipReason, register
 from warpgate.net.addresses import Address
 from warpgate.net.udp import UdpPipe
 from warpgate_plugin_turn.allocation import Allocation
 from warpgate_plugin_turn.datagrams import Calls, Datagrams
+from warpgate_plugin_turn.diagnosis import Diagnosed
 from warpgate_plugin_turn.errors import NoServers, named
 from warpgate_plugin_turn.knock import HELLO_REPEATS_S
 from warpgate_plugin_turn.messages import (
@@ -49,7 +50,7 @@ SPARE_S: Final = 0.1
 
 
 @register(phase="relay")
-class Turn(Plugin):
+class Turn(Diagnosed):
     """Relays by TURN (RFC 8656); the pipe is one of datagrams."""
 
     name: ClassVar[str] = "turn"

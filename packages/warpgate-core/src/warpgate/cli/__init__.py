@@ -32,7 +32,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "trust": ("warpgate.cli.trust", "list, accept and remove the keys that names are pinned to"),
     "plugins": ("warpgate.cli.plugins", "list strategies, and what was rejected and why"),
     "broker": ("warpgate.cli.broker", "run an MQTT broker for the nodes of a LAN"),
-    "doctor": ("warpgate.cli.doctor", "check this machine: interfaces, brokers, plugins, key file"),
+    "doctor": ("warpgate.cli.doctor", "check this machine and the servers it is told of"),
     "nat": ("warpgate.cli.nat", "print what this machine's NATs do"),
     "demo": ("warpgate.cli.demo", "connect two nodes in two processes and exchange data"),
 }

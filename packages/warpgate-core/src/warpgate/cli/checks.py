@@ -8,7 +8,6 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +16,7 @@ import importlib_metadata
 from warpgate import __version__
 from warpgate.errors import ConfigError, SignallingError, WarpgateError
 from warpgate.events import Counters
+from warpgate.findings import Finding
 from warpgate.net.constants import IP4, IP6
 from warpgate.protocol.web_page import LOG_IN
 
@@ -31,32 +31,6 @@ OWNER: Final = "warpgate-core"
 BROKER_TIMEOUT_S: Final = 5.0
 FEW_DESCRIPTORS: Final = 1024
 SLOW_BROKER_S: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the doctor's.
-
-    Attributes:
-        level: ``ok``, ``warn`` or ``fail``.
-        subject: what was looked at.
-        text: what was found.
-        mend: what to do about it; empty when nothing is to be done.
-
-    """
-
-    level: str
-    subject: str
-    text: str
-    mend: str = ""
-
-    def __str__(self) -> str:
-        tail = f"\n      → {self.mend}" if self.mend else ""
-        return f"{self.level:<5} {self.subject}: {self.text}{tail}"
-
-    def as_dict(self) -> dict[str, str]:
-        """Return the finding for JSON."""
-        return asdict(self)
 
 
 def package(owners: Sequence[str] | None = None) -> list[Finding]:

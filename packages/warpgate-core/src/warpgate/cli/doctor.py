@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from warpgate.cli import Subparsers
-    from warpgate.cli.checks import Finding
+    from warpgate.findings import Finding
 
 
 def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     """Add the parser of ``warpgate doctor``."""
     parser = subparsers.add_parser(
         "doctor",
-        help="check this machine: interfaces, brokers, plugins, key file",
+        help="check this machine and its servers: interfaces, brokers, STUN, TURN, plugins, key file",
         description=(
-            "Check what a node of this environment would find. Every line is ok, warn or fail, "
-            "with the mend. Exit code 1 when something failed."
+            "Check what a node of this environment would find; every configured server is asked, "
+            "and what a TURN server gives is given back. Every line is ok, warn or fail, with the "
+            "mend. Exit code 1 when something failed."
         ),
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
@@ -30,6 +31,18 @@ def add_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
         action="append",
         metavar="URL",
         help="check this broker instead of WARPGATE_BROKERS; may be repeated",
+    )
+    parser.add_argument(
+        "--stun",
+        action="append",
+        metavar="HOST:PORT",
+        help="check this STUN server instead of WARPGATE_STUN; may be repeated",
+    )
+    parser.add_argument(
+        "--turn",
+        action="append",
+        metavar="URL",
+        help="check this TURN server instead of WARPGATE_TURN; may be repeated",
     )
     parser.add_argument(
         "--install-path", metavar="DIR", help="where the key file is (default: the platform's)"
@@ -49,14 +62,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _check(args: argparse.Namespace, environ: Mapping[str, str]) -> list[Finding]:
-    from warpgate.cli import checks
+    from warpgate.cli import checks, server_checks
     from warpgate.node.config import make_config
 
-    settings = {}
-    if args.broker:
-        settings["brokers"] = args.broker
-    if args.install_path:
-        settings["install_path"] = args.install_path
+    given = {
+        "brokers": args.broker,
+        "stun_servers": args.stun,
+        "turn_servers": args.turn,
+        "install_path": args.install_path,
+    }
+    settings = {key: value for key, value in given.items() if value}
     conf = make_config(settings, environ)
     findings = [
         *checks.package(),
@@ -65,4 +80,9 @@ async def _check(args: argparse.Namespace, environ: Mapping[str, str]) -> list[F
         *checks.key_file(conf.folder),
         *checks.descriptors(),
     ]
-    return findings + await checks.brokers(conf["brokers"], conf["sig_pipe_no"])
+    servers = await asyncio.gather(
+        checks.brokers(conf["brokers"], conf["sig_pipe_no"]),
+        server_checks.stun(conf["stun_servers"], enabled=conf["enable_stun_clients"]),
+        server_checks.strategies(conf, environ),
+    )
+    return [*findings, *(finding for found in servers for finding in found)]

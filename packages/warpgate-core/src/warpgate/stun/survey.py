@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ..events import Counters
 from ..nat.classify import nat64_prefix
 from ..nat.report import NetReport, PathReport, ServerReport
-from ..net.addresses import is_ip, user_address
+from ..net.addresses import is_ip, system_address, user_address
 from ..net.constants import IP4, IP6, af_name
+from ..net.datagram import DatagramSocket
 from ..net.nic import Interface, list_interfaces
 from ..net.resolve import look_up
-from ..protocol.ip import is_link_local
+from ..protocol.ip import is_link_local, is_loopback
 from ..server_urls import STUN_PORT, join_host_port, parse_host_port
 from .attributes import Address
+from .client import mapped_addresses, tcp_mapped_addresses
 from .probe import PathResult, Place, probe_path
 from .transaction import Transaction
 
 MAX_PLACES: Final = 6
 LOOKUP_S: Final = 0.4  # names that take longer are left out
+ASK_S: Final = 2.0
 LOOKUP_GRACE_S: Final = 0.1  # after the first one
 NAT64_NAME: Final = "ipv4only.arpa"  # RFC 7050
 
@@ -91,6 +95,94 @@ async def survey(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ServerAnswer:
+    """What one STUN server said.
+
+    Attributes:
+        mapped: where the server sees this machine; None: it did not answer.
+        over: ``udp`` or, where nothing came over that, ``tcp``.
+        rtt_s: one round trip, in seconds.
+        error: why there is no answer.
+
+    """
+
+    mapped: Address | None = None
+    over: str = ""
+    rtt_s: float = 0.0
+    error: str = ""
+
+
+async def ask_server(
+    server: str, *, places: Sequence[Place] | None = None, timeout_s: float = ASK_S
+) -> ServerAnswer:
+    """Ask one STUN server where it sees this machine; takes twice ``timeout_s`` at the most.
+
+    Args:
+        server: ``host[:port]``.
+        places: from where; None: every interface with a way out, loopback where there is none.
+        timeout_s: for its name, and then for its answer.
+
+    Raises:
+        ValueError: the server's text does not have the form.
+
+    """
+    sites = list(usable_places() if places is None else places)
+    named = {server: parse_host_port(server, STUN_PORT)}
+    found, prefix, _ = await _lookups(named, any(s.af == IP6 for s in sites), timeout_s)
+    if not found:
+        return ServerAnswer(error="its name was not found")
+    addresses = found[server]
+    if places is None and (not sites or any(is_loopback(ip) for _, (ip, _) in addresses)):
+        sites += [Place("loopback", IP4, "127.0.0.1"), Place("loopback", IP6, "::1")]
+    if prefix is not None:
+        sites += [Place(s.interface, s.af, s.ip, prefix) for s in sites if s.af == IP6]
+    pairs = [(site.ip, address) for site in sites for address in _for(site, found)]
+    if not pairs:
+        families = " and ".join(dict.fromkeys(af_name(af) for af, _ in addresses))
+        return ServerAnswer(error=f"it has only {families}, by which this machine reaches nothing")
+    tasks = {
+        over: [asyncio.create_task(ask(ip, address, timeout_s)) for ip, address in pairs]
+        for over, ask in (("udp", _ask_udp), ("tcp", _ask_tcp))
+    }
+    errors: list[str] = []
+    try:
+        for over, asking in tasks.items():
+            answers = await asyncio.gather(*asking)
+            if good := [each for each in answers if each.mapped is not None]:
+                best = min(good, key=lambda each: each.rtt_s)
+                return replace(best, over=over)
+            errors += [f"{each.error} over {over.upper()}" for each in answers]
+    finally:
+        every = [task for asking in tasks.values() for task in asking]
+        for task in every:
+            task.cancel()
+        await asyncio.gather(*every, return_exceptions=True)
+    return ServerAnswer(error=", ".join(dict.fromkeys(errors)))
+
+
+async def _ask_udp(ip: str, server: Address, timeout_s: float) -> ServerAnswer:
+    af = IP6 if ":" in ip else IP4
+    sock = socket.socket(af, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        sock.bind(system_address(af, (ip, 0)))
+        link = await DatagramSocket.open(sock)
+    except OSError as error:
+        sock.close()
+        return ServerAnswer(error=error.strerror or str(error))
+    try:
+        (answer,) = await mapped_addresses(link, [server], timeout_s=timeout_s)
+    finally:
+        link.close()
+    return ServerAnswer(answer.mapped, "", answer.rtt_s or 0.0, answer.error)
+
+
+async def _ask_tcp(ip: str, server: Address, timeout_s: float) -> ServerAnswer:
+    (answer,) = await tcp_mapped_addresses((ip, 0), [server], timeout_s=timeout_s)
+    return ServerAnswer(answer.mapped, "", answer.rtt_s or 0.0, answer.error)
+
+
 async def server_addresses(servers: Sequence[str]) -> list[tuple[int, Address]]:
     """Return (family, address) of all STUN servers whose names are found in ``LOOKUP_S``.
 
@@ -158,7 +250,9 @@ def _server(
     )
 
 
-async def _lookups(named: dict[str, Address], ipv6: bool) -> tuple[Found, str | None, bool | None]:
+async def _lookups(
+    named: dict[str, Address], ipv6: bool, lookup_s: float = LOOKUP_S
+) -> tuple[Found, str | None, bool | None]:
     """Return the servers' addresses, the NAT64 prefix, and False when there certainly is none."""
     loop = asyncio.get_running_loop()
     found: Found = {}
@@ -167,9 +261,11 @@ async def _lookups(named: dict[str, Address], ipv6: bool) -> tuple[Found, str | 
         if is_ip(host):
             found[text] = [(IP6 if ":" in host else IP4, (host, port))]
         else:
-            pending[text] = loop.create_task(_lookup(host, port))
-    special = loop.create_task(_lookup(NAT64_NAME, 0, socket.AF_INET6)) if ipv6 else None
-    deadline = loop.time() + LOOKUP_S
+            pending[text] = loop.create_task(_lookup(host, port, lookup_s))
+    special = None
+    if ipv6:
+        special = loop.create_task(_lookup(NAT64_NAME, 0, lookup_s, socket.AF_INET6))
+    deadline = loop.time() + lookup_s
     waiting = set(pending.values()) | ({special} if special is not None else set())
     try:
         while waiting and (left := deadline - loop.time()) > 0:
@@ -196,7 +292,7 @@ async def _lookups(named: dict[str, Address], ipv6: bool) -> tuple[Found, str | 
 
 
 async def _lookup(
-    host: str, port: int, family: int = socket.AF_UNSPEC
+    host: str, port: int, timeout_s: float, family: int = socket.AF_UNSPEC
 ) -> list[tuple[int, Address]]:
-    entries = await look_up(host, port, family=family, kind=socket.SOCK_DGRAM, timeout_s=LOOKUP_S)
+    entries = await look_up(host, port, family=family, kind=socket.SOCK_DGRAM, timeout_s=timeout_s)
     return [(int(e[0]), user_address(e[4])) for e in entries if e[0] in (IP4, IP6)]
