@@ -202,7 +202,8 @@ async def test_a_strategy_that_fails_at_it_is_a_finding_and_harms_no_other(
 
 async def test_a_strategy_that_takes_too_long_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_checks, "DIAGNOSIS_S", 0.1)
-    late, good = await diagnosed(monkeypatch, Hanging, Sound)
+    async with asyncio.timeout(5):
+        late, good = await diagnosed(monkeypatch, Hanging, Sound)
     assert (late.level, good.level) == ("fail", "ok")
     assert "more than 0.1 s" in late.text
 
