@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 LOCAL = "127.0.0.1"
@@ -49,6 +49,7 @@ class UpnpRouter(asyncio.DatagramProtocol):
         self.location = ""
         self.override: dict[str, bytes] = {}
         self.before_answer: Callable[[Any], None] | None = None
+        self.before_adding: Callable[[], Awaitable[Any]] | None = None
         self.gets = 0
 
     async def open(self) -> None:
@@ -85,6 +86,8 @@ class UpnpRouter(asyncio.DatagramProtocol):
                 self.gets += 1
                 self._send(writer, self._root() if path == "/root.xml" else self._scpd())
             else:
+                if self.before_adding is not None and "#AddPortMapping" in head:
+                    await self.before_adding()
                 self._control(writer, head, body)
             await writer.drain()
         except (OSError, EOFError):

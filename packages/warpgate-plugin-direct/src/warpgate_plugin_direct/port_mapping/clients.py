@@ -16,9 +16,17 @@ if TYPE_CHECKING:
 
 
 class Client(Protocol):
-    """One protocol, spoken with one router."""
+    """One protocol, spoken with one router.
+
+    Attributes:
+        name: the protocol's, for people.
+        by_internal_port: removing goes by the internal port, and may hit what another such protocol
+            has mapped: it is the same server of the router.
+
+    """
 
     name: ClassVar[str]
+    by_internal_port: ClassVar[bool]
 
     async def probe(self) -> None:
         """Return when the router speaks the protocol; raises MappingError when it does not."""
@@ -42,6 +50,7 @@ class UdpClient:
     """What PCP and NAT-PMP have in common."""
 
     name: ClassVar[str]
+    by_internal_port: ClassVar[bool] = True
 
     def __init__(self, spot: Spot, gateway: str, counters: Counters, port: int = pcp.PORT) -> None:
         self._spot = spot

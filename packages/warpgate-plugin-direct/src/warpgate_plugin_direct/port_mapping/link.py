@@ -248,9 +248,10 @@ class LinkMapper:
 
     async def _keep(self, lease: Lease) -> None:
         """Renew a lease until it is lost."""
-        await self._drop_others(lease)
         settings = self._settings
         again: float | None = None  # when to renew after a failure
+        if await self._drop_others(lease):
+            again = self._loop.time()  # some routers forget more than they were told to
         check_at = self._loop.time() + settings.check_s
         while True:
             renew_at = again or min(mapping.renew_at for mapping in lease.mappings)
@@ -298,19 +299,29 @@ class LinkMapper:
             self._counters.count("port_mapping_withdrawn")
             self._publish(None)
 
-    async def _drop_others(self, kept: Lease) -> None:
-        """Remove what other protocols mapped meanwhile, save for what is the kept lease's too."""
+    async def _drop_others(self, kept: Lease) -> bool:
+        """Remove what other protocols mapped meanwhile, save for what is the kept lease's too.
+
+        Returns:
+            Whether there was something to remove.
+
+        """
         ports = {(each.transport, each.external_port) for each in kept.mappings}
+        dropped = False
         for lease in self._leases:
             if lease is not kept:
+                if lease.client.by_internal_port and kept.client.by_internal_port:
+                    lease.held = {}
                 held = lease.held.items()
                 lease.held = {k: m for k, m in held if (k, m.external_port) not in ports}
+                dropped = dropped or bool(lease.held)
                 await lease.drop()
         self._leases = [kept]
         for client in self._clients.values():
             if client is not kept.client:
                 client.close()
         self._clients = {kept.client.name: kept.client}
+        return dropped
 
     async def _drop_all(self) -> None:
         for lease in self._leases:

@@ -63,6 +63,7 @@ class UpnpClient:
     """
 
     name: ClassVar[str] = "UPnP"
+    by_internal_port: ClassVar[bool] = False
 
     def __init__(
         self, spot: Spot, gateway: str, counters: Counters, ssdp_port: int = ssdp.PORT
