@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from warpgate.server_urls import parse_turn
 from warpgate.testing.coturn import Coturn, free_port
 from warpgate_plugin_turn.allocation import Allocation
 from warpgate_plugin_turn.errors import Forbidden, NotSupported, QuotaReached
+from warpgate_plugin_turn.grants import MAX_PERMISSIONS
 from warpgate_plugin_turn.pool import Pool, tls_context
 from warpgate_plugin_turn.servers import ServerList
 from warpgate_plugin_turn.wire import TCP_PROTOCOL
@@ -75,23 +77,85 @@ async def verdict(allocation: Allocation, ip: str) -> Exception | None:
     return refused.result() if refused.done() else None
 
 
-DENIED = {
-    IP4: ["0.1.2.3", "10.1.2.3", "100.64.0.1", "127.0.0.1", "169.254.169.254", "172.16.0.1",
-          "172.31.255.255", "192.0.0.1", "192.168.1.1", "198.18.0.1", "240.0.0.1"],
-    IP6: ["::1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::1", "fc00::1", "fd00::1",
-          "fe80::1"],
+# IANA's registries of special-purpose addresses, without what is globally reachable; multicast; what
+# leads to IPv4 addresses; site-local addresses (RFC 3879); what is not given to anybody of IPv6.
+SPECIAL = {
+    IP4: [
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
+        "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16",
+        "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+    ],
+    IP6: [
+        "::/128", "::/8", "::1/128", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48",
+        "100::/64", "100:0:0:1::/64", "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",
+        "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8", "4000::/2", "8000::/2",
+    ],
 }  # fmt: skip
-ALLOWED = {IP4: ["203.0.113.9", "8.8.8.8", "172.32.0.1"], IP6: ["2001:db8::9", "2606:4700::1"]}
+PUBLIC = {
+    IP4: ["1.1.1.1", "8.8.8.8", "192.0.1.1", "192.31.196.1", "223.255.255.255"],
+    IP6: ["2000::1", "2001:200::1", "2001:4860:4860::8888", "2606:4700::1", "3ffe::1"],
+}
+INSIDE = {
+    IP4: ["169.254.169.254", "192.168.178.1", "100.100.100.200", "10.1.2.3", "127.0.0.53"],
+    IP6: [
+        "::ffff:10.0.0.1",
+        "::ffff:10.0.1.0",
+        "::10.0.1.0",
+        "::ffff:127.0.0.1",
+        "64:ff9b::a00:1",
+        "2002:a00:1::1",
+        "fd00:ec2::254",
+    ],
+}
+
+
+def special(af: int) -> list[Any]:
+    return [ip_network(text) for text in SPECIAL[af]]
+
+
+def beside(af: int) -> list[str]:
+    """Return the public addresses right before and behind the special ranges, and some others."""
+    nets = special(af)
+    last = ip_address("255.255.255.255" if af == IP4 else "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
+    edges = [net.network_address - 1 for net in nets if int(net.network_address)]
+    edges += [net.broadcast_address + 1 for net in nets if net.broadcast_address != last]
+    given = ip_network("2000::/3") if af == IP6 else ip_network("0.0.0.0/0")
+    found = [ip for ip in edges if ip in given and not any(ip in net for net in nets)]
+    return sorted({*map(str, found), *PUBLIC[af]})
 
 
 @pytest.mark.parametrize("af", [IP4, IP6])
 async def test_no_peer_may_be_inside(server: Coturn, certificates: Any, af: int) -> None:
     mine = pool(server, "udp", certificates)
     allocation = await mine.take(af)
-    for ip in ALLOWED[af]:
-        assert await verdict(allocation, ip) is None, ip
-    for ip in DENIED[af]:
-        assert isinstance(await verdict(allocation, ip), Forbidden), ip
+    ends = [ip for net in special(af) for ip in (net.network_address, net.broadcast_address)]
+    for ip in [*dict.fromkeys(map(str, ends)), *INSIDE[af]]:
+        error = await verdict(allocation, ip)
+        assert isinstance(error, Forbidden), (ip, error)
+        assert "403" in str(error)
+    await mine.close()
+
+
+@pytest.mark.parametrize("af", [IP4, IP6])
+async def test_every_public_peer_may_be_reached(server: Coturn, certificates: Any, af: int) -> None:
+    mine = pool(server, "udp", certificates)
+    public = beside(af)
+    assert len(public) > 8
+    for start in range(0, len(public), MAX_PERMISSIONS):
+        allocation = await mine.take(af)
+        for ip in public[start : start + MAX_PERMISSIONS]:
+            assert await verdict(allocation, ip) is None, ip
+    await mine.close()
+
+
+async def test_a_channel_is_no_way_round(server: Coturn, certificates: Any) -> None:
+    mine = pool(server, "udp", certificates)
+    allocation = await mine.take()
+    for number, ip in enumerate(["10.1.2.3", "127.0.0.1"], 1):
+        allocation._driver.call(lambda now, ip=ip: allocation._machine.bind((ip, 80), now))
+        async with asyncio.timeout(GUARD_S):
+            while allocation.counters["turn_channel_refused"] < number:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
     await mine.close()
 
 
