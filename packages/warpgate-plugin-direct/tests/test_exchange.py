@@ -116,6 +116,7 @@ def test_the_first_epoch_says_nothing() -> None:
         (0, 160.0, True),
         (999, 100.5, False),  # one second of jitter
         (998, 100.5, True),
+        (998, 100.0, True),  # at once, too
         (1000, 160.0, True),  # it has stood still: it was rebooted, and came back to here
         (1000 + 3600, 100.0 + 3600 * 0.95, False),  # clocks differ by a sixteenth at the most
         (1000 + 3600, 100.0 + 3600 * 0.9, True),

@@ -269,6 +269,17 @@ async def test_another_network_is_mapped_anew(router: Any) -> None:
     await node.resources.close(2)
 
 
+async def test_a_change_of_the_network_looks_at_the_router_at_once(router: Any) -> None:
+    node = FakeNode(plugin_conf={"port_mapping": settings(router, check_s=3600)})
+    node.running.set()
+    await port_mapping.warpgate_node_starting(node)
+    await node.mapped()
+    router.reboot()
+    node.network.change()
+    await router.until(lambda: len(router.mappings) == 2)
+    await node.resources.close(2)
+
+
 async def test_its_own_news_are_no_change(router: Any) -> None:
     node = FakeNode(plugin_conf={"port_mapping": settings(router)})
     node.running.set()

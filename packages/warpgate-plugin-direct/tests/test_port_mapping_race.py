@@ -163,3 +163,15 @@ async def test_a_router_that_forgets_more_than_it_was_told_to(
     await harness.until(lambda: harness.counters["port_mapping_renewed"] == 1)
     assert igd.mappings == {("TCP", port): PORT, ("UDP", port): PORT}
     assert harness.published == [(PUBLIC, port)]
+
+
+@pytest.mark.usefixtures("begin")
+async def test_silent_protocols_cost_the_others_nothing(
+    router: Any, igd: UpnpRouter, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router, "_pcp", lambda _data, _addr: None)
+    monkeypatch.setattr(igd, "datagram_received", lambda _data, _addr: None)
+    harness = await start(protocols=("pcp", "nat-pmp", "upnp"), ssdp_port=igd.ssdp_port)
+    assert await harness.mapped() == (PUBLIC, PORT)
+    assert harness.link.status.protocol == "NAT-PMP"
+    assert harness.link.status.causes == {}  # it did not wait for them: nobody has given up yet

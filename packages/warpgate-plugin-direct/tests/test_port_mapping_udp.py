@@ -142,6 +142,34 @@ async def test_it_renews_at_half_life_by_the_same_ports(
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("protocol", ["pcp", "nat-pmp"])
+async def test_a_renewal_asks_for_the_port_that_was_granted(
+    router: Any, start: Any, protocol: str
+) -> None:
+    router.lease_s, router.taken = 1, {("tcp", PORT), ("udp", PORT)}
+    harness = await start(protocols=(protocol,))
+    ip, port = await harness.mapped()
+    assert port != PORT
+    router.mappings.clear()  # so that the wish alone decides
+    router.taken.clear()
+    await router.until(lambda: len(router.mappings) == 2)
+    assert router.mappings == {("tcp", PORT): port, ("udp", PORT): port}
+    assert harness.published == [(ip, port)]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_renewal_that_failed_is_tried_again_in_time(router: Any, start: Any) -> None:
+    router.lease_s = 3
+    harness = await start(protocols=("pcp",), check_s=3600)
+    await harness.mapped()
+    router.results["pcp", "map"] = 8  # no resources
+    await harness.until(lambda: harness.counters["port_mapping_failed_pcp"] == 1)
+    router.results.clear()
+    await harness.until(lambda: harness.counters["port_mapping_renewed"] == 1)
+    assert harness.published == [(PUBLIC, PORT)]
+
+
+@pytest.mark.usefixtures("quick")
 async def test_a_renewal_that_moves_the_port_is_published(router: Any, start: Any) -> None:
     router.lease_s = 1
     harness = await start(protocols=("pcp",))

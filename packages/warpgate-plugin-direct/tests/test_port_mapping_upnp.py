@@ -51,6 +51,14 @@ async def test_permanent_leases_only(igd: UpnpRouter, begin: Any) -> None:
 
 
 @needs_library
+async def test_a_router_that_calls_leases_invalid(igd: UpnpRouter, begin: Any) -> None:
+    igd.errors["AddPortMapping"] = [402]
+    harness = await begin()
+    assert await harness.mapped() == (PUBLIC, PORT)
+    assert "until it is removed" in str(harness.link.status)
+
+
+@needs_library
 async def test_a_port_that_is_anothers(igd: UpnpRouter, begin: Any) -> None:
     igd.others = {PORT}
     harness = await begin()
@@ -118,6 +126,28 @@ async def test_a_mapping_that_vanished_is_made_again(igd: UpnpRouter, begin: Any
     igd.mappings.clear()
     await harness.until(lambda: igd.mappings == BOTH)
     assert harness.published == [(PUBLIC, PORT)]
+
+
+@needs_library
+@pytest.mark.usefixtures("quick")
+async def test_another_external_address_is_noticed(igd: UpnpRouter, begin: Any) -> None:
+    harness = await begin(check_s=0.1)
+    await harness.mapped()
+    igd.external_ip = "203.0.113.99"
+    await harness.until(lambda: len(harness.published) == 2)
+    assert harness.published[-1] == ("203.0.113.99", PORT)
+
+
+@needs_library
+@pytest.mark.usefixtures("quick")
+async def test_it_is_removed_though_the_router_has_just_failed(igd: UpnpRouter, begin: Any) -> None:
+    harness = await begin(check_s=0.3)
+    await harness.mapped()
+    igd.override["/ctl"] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnone"
+    await harness.until(lambda: harness.counters["port_mapping_failed_upnp"] == 1)
+    igd.override.clear()
+    await harness.link.close(1.5)
+    assert igd.mappings == {}
 
 
 @needs_library

@@ -76,6 +76,7 @@ class UpnpClient:
         self._service: Any = None
         self._requester: Requester | None = None
         self._permanent = False
+        self._added = False  # perhaps: asked for
         self._external_ip: str | None = None
 
     async def probe(self) -> None:
@@ -251,6 +252,7 @@ class UpnpClient:
             "NewPortMappingDescription": DESCRIPTION,
             "NewLeaseDuration": lease,
         }
+        self._added = True
         try:
             await self._call("AddPortMapping", **arguments)
         except MappingError as error:
@@ -306,6 +308,7 @@ class UpnpClient:
         allowed = await self._call("GetFirewallStatus")
         if not allowed.get("InboundPinholeAllowed", True):
             raise MappingError("does not allow pinholes")
+        self._added = True
         found = await self._call(
             "AddPinhole",
             RemoteHost="",
@@ -339,7 +342,7 @@ class UpnpClient:
 
     async def unmap(self, mapping: Mapping) -> None:
         """See :class:`Client`; one that has gone already is fine."""
-        if self._service is None:
+        if not self._added:
             return
         try:
             if self._spot.af == IP6:
