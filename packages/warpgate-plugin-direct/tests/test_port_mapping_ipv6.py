@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("warpgate_natlab", reason="needs the NAT laboratory")
 
-from warpgate import IP6
+from warpgate import IP4, IP6
 from warpgate.protocol.peer_address import Endpoint, parse_address
 from warpgate_natlab import kernel_nat
 from warpgate_natlab.namespaces import Namespace, command, ip_batch, make, why_not
@@ -86,7 +86,7 @@ class World:
         folder = self.run.folder
         lines = [
             "ext_ifname=wan0", "listening_ip=lan0", "http_port=5000", "ipv6_disable=no",
-            "enable_upnp=yes", "enable_natpmp=yes", "min_lifetime=120", "max_lifetime=86400",
+            "enable_upnp=yes", "enable_natpmp=yes", "min_lifetime=10", "max_lifetime=86400",
             "secure_mode=yes", "uuid=00000000-0000-4000-8000-000000000006", "serial=1",
             f"lease_file={folder}/leases", f"lease_file6={folder}/leases6",
             "upnp_table_name=filter", "upnp_nat_table_name=filter",
@@ -102,8 +102,32 @@ class World:
         self.processes.append(process)
         until(lambda: "HTTP listening" in self.log())
 
+    def reboot(self) -> None:
+        """Let miniupnpd and the firewall forget everything, and start anew."""
+        process = self.processes.pop()
+        process.kill()
+        process.wait()
+        for name in ("leases", "leases6", "pid"):
+            (self.run.folder / name).unlink(missing_ok=True)
+        nft = command("nft") or "nft"
+        self.spaces["router"].run([nft, "flush", "chain", "inet", "filter", "miniupnpd"])
+        assert self.pinholes() == 0
+        self._miniupnpd()
+
     def log(self) -> str:
         return (self.run.folder / "miniupnpd.log").read_text("utf-8", "replace")
+
+    def end(self) -> int:
+        """Return when the pinhole for TCP ends: miniupnpd writes it down (that of UDP only once)."""
+        text = (self.run.folder / "leases6").read_text("ascii")
+        rows = [line.split(";") for line in text.splitlines()]
+        return next((int(row[6]) for row in rows if row[0] == "TCP"), 0)
+
+    def forwards(self) -> int:
+        """Return how many ports are translated."""
+        return sum(
+            "dnat" in line for line in kernel_nat.ruleset(self.spaces["router"]).splitlines()
+        )
 
     def pinholes(self) -> int:
         """Return how many ports the firewall lets in."""
@@ -155,6 +179,11 @@ def endpoint(node: Peer) -> Endpoint:
     return found
 
 
+def endpoints(node: Peer) -> dict[int, Endpoint]:
+    (record,) = parse_address(address(node)).interfaces
+    return {each.af: each for each in record.endpoints}
+
+
 def dial(outside: Peer, inside: Peer) -> dict[str, Any]:
     options = {"plugins": ["direct_connect"]}
     request = {"do": "connect", "address": address(inside), "timeout": 3, "options": options}
@@ -184,3 +213,52 @@ def test_a_pinhole_lets_others_in(world: World, protocol: str) -> None:
             time.sleep(2.5)  # looks whether the pinholes are there leave them as they are
             assert world.pinholes() == 2
         assert world.pinholes() == 0
+
+
+@pytest.mark.parametrize("protocol", ["pcp", pytest.param("upnp", marks=needs_upnp)])
+def test_pinholes_are_renewed_at_half_life(world: World, protocol: str) -> None:
+    with peer(world, "a", protocols=[protocol], lease_s=10, check_s=3600) as inside:
+        inside.answer(WAIT_S)
+        until(lambda: endpoint(inside).ext_port is not None)
+        found = endpoint(inside)
+        until(lambda: world.end() > 0)
+        first = world.end()
+        until(lambda: world.end() >= first + 4)
+        until(lambda: world.pinholes() == 2)
+        assert endpoint(inside) == found
+    # miniupnpd 2.3 forgets whose a PCP pinhole is when it renews it, and keeps it until its lease ends.
+    until(lambda: world.pinholes() == 0)
+
+
+@pytest.mark.parametrize("protocol", ["pcp", pytest.param("upnp", marks=needs_upnp)])
+def test_pinholes_are_made_again_after_a_reboot(world: World, protocol: str) -> None:
+    with peer(world, "a", protocols=[protocol], check_s=1) as inside:
+        inside.answer(WAIT_S)
+        until(lambda: endpoint(inside).ext_port is not None)
+        found = endpoint(inside)
+        until(lambda: world.pinholes() == 2)
+        world.reboot()
+        until(lambda: world.pinholes() == 2)
+        assert endpoint(inside) == found
+    assert world.pinholes() == 0
+
+
+@pytest.mark.parametrize(
+    "protocols",
+    [["pcp"], pytest.param(["pcp", "nat-pmp", "upnp"], marks=needs_upnp)],
+    ids="+".join,
+)
+def test_both_families_at_once(world: World, protocols: list[str]) -> None:
+    a = world.spaces["a"]
+    a.configure("addr add 192.168.1.2/24 dev eth0", "route add default via 192.168.1.1 dev eth0")
+    try:
+        with peer(world, "a", protocols=protocols) as inside:
+            inside.answer(WAIT_S)
+            until(lambda: all(each.ext_port is not None for each in endpoints(inside).values()))
+            found = endpoints(inside)
+            assert (found[IP4].ext_ip, found[IP4].ext_port) == ("44.128.1.10", found[IP4].port)
+            assert (found[IP6].ext_ip, found[IP6].ext_port) == (HOST, found[IP6].port)
+            until(lambda: (world.forwards(), world.pinholes()) == (2, 4))
+        assert (world.forwards(), world.pinholes()) == (0, 0)
+    finally:
+        a.configure("addr del 192.168.1.2/24 dev eth0")

@@ -49,6 +49,8 @@ CONFLICT: Final = 718
 PERMANENT_ONLY: Final = 725
 _ELSEWHERE: Final = (CONFLICT, 501)
 """Errors after which another external port may do; 501 is what some routers say for 718."""
+_NO_PINHOLE: Final = (NO_SUCH_PINHOLE, INVALID_ARGS)
+"""Errors of UpdatePinhole after which there is none; 402 is what miniupnpd 2.3 says for 704."""
 
 
 class UpnpClient:
@@ -301,7 +303,7 @@ class UpnpClient:
             try:
                 await self._call("UpdatePinhole", UniqueID=int(last.handle), NewLeaseTime=lease)
             except MappingError as error:
-                if error.code != NO_SUCH_PINHOLE:
+                if error.code not in _NO_PINHOLE:
                     raise
             else:
                 return Mapping(transport, port, ip, port, lease, now, last.handle)
@@ -332,7 +334,8 @@ class UpnpClient:
                 return False
             found = await self._entry(mapping.transport, mapping.external_port)
         except MappingError as error:
-            if error.code in (NO_SUCH_MAPPING, NO_SUCH_PINHOLE):
+            gone = _NO_PINHOLE if self._spot.af == IP6 else (NO_SUCH_MAPPING,)
+            if error.code in gone:
                 return False
             if error.code is None:
                 raise
