@@ -79,7 +79,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.fixture
 async def warm() -> AsyncIterator[tuple[Warm, Servers]]:
     servers = Servers()
-    made = Warm(servers.allocate, 30.0, pool_module._drop)
+    made = Warm(servers.allocate, 30.0, pool_module.drop)
     made.retry_s = RETRY_S
     async with LeakCheck():
         yield made, servers

@@ -150,14 +150,7 @@ class Pool:
         self.counters.count("turn_server_failures")
 
     def _drop(self, task: asyncio.Task[Allocation]) -> None:
-        """End an attempt to allocate; what it brings all the same is deleted."""
-
-        def done(task: asyncio.Task[Allocation]) -> None:
-            if not task.cancelled() and task.exception() is None:
-                task.result().close()
-
-        task.cancel()
-        task.add_done_callback(done)
+        drop(task)
         self._leave(task)
 
     def _leave(self, task: asyncio.Task[Any]) -> None:
@@ -222,3 +215,14 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext | None:
         raise ConfigError(
             f'plugin_conf["turn"]["ca_file"] = {ca_file!r} is no file of certificates: {error}'
         ) from error
+
+
+def drop(task: asyncio.Task[Allocation]) -> None:
+    """End an attempt to allocate; what it brings all the same is deleted."""
+
+    def done(task: asyncio.Task[Allocation]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            task.result().close()
+
+    task.cancel()
+    task.add_done_callback(done)
