@@ -358,16 +358,13 @@ class Allocation:
                 self._ready.set_result(None)
         elif isinstance(event, Refused):
             self._refused(event)
-        elif isinstance(event, Permitted):
-            if self.on_permitted is not None:
-                self.on_permitted(event.ip)
-        elif isinstance(event, Incoming):
-            if self.on_incoming is not None:
-                self.on_incoming(event.connection_id, event.peer)
+        elif isinstance(event, Permitted) and self.on_permitted is not None:
+            self.on_permitted(event.ip)
+        elif isinstance(event, Incoming) and self.on_incoming is not None:
+            self.on_incoming(event.connection_id, event.peer)
         elif isinstance(event, Failed):
             self._failed(event.error)
-        else:
-            assert isinstance(event, Closed)
+        elif isinstance(event, Closed):
             self._over()
 
     def _refused(self, event: Refused) -> None:
