@@ -54,7 +54,10 @@ class AttemptStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class AttemptFinished(Event):
-    """An attempt ended; ``status`` is ``won``, ``lost``, ``failed``, ``cancelled`` or ``timeout``."""
+    """An attempt ended.
+
+    ``status`` is ``won``, ``lost``, ``failed``, ``cancelled``, ``timeout`` or ``skipped``.
+    """
 
     peer_id: str
     plugin_id: str
