@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 
 from warpgate.nat.pair import NatPair
-from warpgate.net.constants import EXT_BIND, IP4, IP6, LOOPBACK_BIND, NIC_BIND, NATType
+from warpgate.net.constants import (
+    EXT_BIND,
+    IP4,
+    IP6,
+    LOOPBACK_BIND,
+    NIC_BIND,
+    DeltaType,
+    NATType,
+)
 from warpgate.traversal.plan import MAX_CANDIDATES, PlanOptions, StrategyInfo, plan
 from warpgate.traversal.report import SkipReason
 
@@ -19,6 +27,7 @@ UDP_PUNCH = StrategyInfo("udp_punch", "spray", "udp")
 PROBE = StrategyInfo("random_probe", "spray", "udp", after_punching=True)
 TURN = StrategyInfo("turn", "relay", "udp")
 AUXILIARY = StrategyInfo("get_addr", None, "tcp")
+PUNCHING = [TURN, TCP_PUNCH]
 ALL = [TURN, PROBE, UDP_PUNCH, TCP_PUNCH, AUXILIARY, DIRECT, REVERSE]
 
 
@@ -299,3 +308,19 @@ def test_what_worked_last_time_does_not_come_before_relays_that_are_preferred(ne
 @pytest.mark.parametrize("limit", [0, 2])
 def test_the_plan_tells_how_many_relay_attempts_there_may_be(near, limit):
     assert plan(*near, ALL, PlanOptions(turn_limit=limit)).turn_limit == limit
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "delta", "likely"),
+    [
+        (NATType.SYMMETRIC, DeltaType.RANDOM, True),
+        (NATType.SYMMETRIC, DeltaType.INDEPENDENT, False),
+        (NATType.PORT_RESTRICTED, DeltaType.EQUAL, False),
+    ],
+)
+def test_a_guess_over_tcp_is_waited_for_and_a_relay_prepared(behind, turned, kind, delta, likely):
+    sides, deltas = (NATType.BLOCKED, kind), (0, delta)
+    found = plan(*behind(*sides[:: -1 if turned else 1], deltas[:: -1 if turned else 1]), PUNCHING)
+    assert found.relay_likely == likely
+    assert not any(c.unlikely for c in found.combinations)

@@ -78,6 +78,11 @@ class NatPair:
         )
 
     @property
+    def guessed_over_tcp(self) -> bool:
+        """Whether one side's UDP is blocked and the other's ports are not to be foretold over TCP."""
+        return self.udp_blocked is not None and self.unpredictable_sides > 0
+
+    @property
     def needs_guesses(self) -> bool:
         """Whether a port must be guessed: one side's is not to be foretold, the other filters by port.
 

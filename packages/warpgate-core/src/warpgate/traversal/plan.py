@@ -85,7 +85,8 @@ class Combination:
     """One strategy on one path.
 
     ``delay_s`` counts from the moment its group opens (the stagger within one strategy); ``at_once``:
-    it waits for neither, since it connected these peers last time; ``unlikely``: nobody waits for it.
+    it waits for neither, since it connected these peers last time; ``unlikely``: nobody waits for it;
+    ``guess``: it is waited for, and had better not be all there is.
     """
 
     strategy: str
@@ -95,6 +96,7 @@ class Combination:
     delay_s: float = 0.0
     at_once: bool = False
     unlikely: bool = False
+    guess: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class Plan:
     @property
     def relay_likely(self) -> bool:
         """Whether nothing but guesses and relays has a chance."""
-        hopeful = {c.group for c in self.combinations if not c.unlikely}
+        hopeful = {c.group for c in self.combinations if not (c.unlikely or c.guess)}
         return "relay" in hopeful and hopeful <= {LATE, "relay"}
 
 
@@ -216,7 +218,9 @@ def _combine(
         detail = path.ip
         elsewhere = _of_another_network(local, remote, path)
         unlikely = elsewhere or (strategy.phase != "relay" and _cut_off(local, remote, path))
-        cause = _impossible(strategy, nat_pair(local, remote, path))
+        pair = nat_pair(local, remote, path)
+        cause = _impossible(strategy, pair)
+        guess = strategy.phase != "relay" and pair is not None and pair.guessed_over_tcp
         if key in seen:
             reason = SkipReason.SAME_AS_OTHER_ROUTE
         elif strategy.phase != "direct" and elsewhere:
@@ -235,7 +239,14 @@ def _combine(
             )
             chosen.append(
                 Combination(
-                    strategy.name, strategy.phase, strategy.group, path, delay_s, again, unlikely
+                    strategy.name,
+                    strategy.phase,
+                    strategy.group,
+                    path,
+                    delay_s,
+                    again,
+                    unlikely,
+                    guess,
                 )
             )
             delay_s += STAGGER_PRIVATE_S if path.private else STAGGER_PUBLIC_S
