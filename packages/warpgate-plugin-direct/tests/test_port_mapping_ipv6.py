@@ -226,8 +226,11 @@ def test_pinholes_are_renewed_at_half_life(world: World, protocol: str) -> None:
         until(lambda: world.end() >= first + 4)
         until(lambda: world.pinholes() == 2)
         assert endpoint(inside) == found
-    # miniupnpd 2.3 forgets whose a PCP pinhole is when it renews it, and keeps it until its lease ends.
-    until(lambda: world.pinholes() == 0)
+    if (
+        protocol == "pcp"
+    ):  # miniupnpd 2.3 forgets in a renewal whose it is, and lets no one remove it
+        world.reboot()
+    assert world.pinholes() == 0
 
 
 @pytest.mark.parametrize("protocol", ["pcp", pytest.param("upnp", marks=needs_upnp)])
