@@ -14,7 +14,9 @@ from warpgate.traversal.paths import (
     TIER_LOOPBACK,
     TIER_PUBLIC,
     Path,
+    crossed,
     endpoint_target,
+    outer_families,
 )
 from warpgate.traversal.report import SkipReason
 
@@ -87,13 +89,15 @@ def responder_path(
     no family in common.
     """
     shared = local.families() & peer.families()
-    if relay and not shared:
-        own, other = next(iter(sorted(local.families()))), next(iter(sorted(peer.families())))
+    if relay and crossed(local, peer):
+        own = min(outer_families(local) or local.families())
+        other = min(outer_families(peer) or peer.families())
         ours, theirs = _pick(local, own, msg.routing.dest_index), _pick(peer, other, -1)
         endpoint = peer.interfaces[theirs].endpoint(other)
         assert endpoint is not None
         ip, _ = endpoint_target(endpoint, EXT_BIND)
-        return Path(own, EXT_BIND, ours, theirs, ip, 0, TIER_ELSEWHERE, False, False, other)
+        private = is_private(ip) or is_loopback(ip)
+        return Path(own, EXT_BIND, ours, theirs, ip, 0, TIER_ELSEWHERE, private, False, other)
     af = msg.meta.af if msg.meta.af in shared else next(iter(sorted(shared)), None)
     if af is None:
         return SkipReason.FAMILY_NOT_SHARED

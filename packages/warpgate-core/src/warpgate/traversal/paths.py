@@ -134,39 +134,61 @@ def find_paths(
     return paths, dead
 
 
+def outer_families(address: PeerAddress) -> set[int]:
+    """Return the families in which a node may have a way to the internet.
+
+    Every machine has link-local IPv6 addresses, and many a home has unique local ones: they say nothing.
+    """
+    return {
+        endpoint.af for nic in address.interfaces for endpoint in nic.endpoints if _outer(endpoint)
+    }
+
+
+def crossed(local: PeerAddress, remote: PeerAddress) -> bool:
+    """Return whether two nodes have no family in common that leads further than one link or site."""
+    ours, theirs = outer_families(local), outer_families(remote)
+    return not (ours or local.families()) & (theirs or remote.families())
+
+
+def _outer(endpoint: Endpoint) -> bool:
+    ip, _ = endpoint_target(endpoint, EXT_BIND)
+    return is_public(ip) or (endpoint.af == IP4 and is_private(ip) and not is_link_local(ip))
+
+
 def cross_paths(
     local: PeerAddress, remote: PeerAddress, links: Sequence[LinkFacts], nat64: str | None
 ) -> list[Path]:
     """List the paths between peers that have no family in common.
 
     Through NAT64 an IPv6 host reaches public IPv4 addresses by synthesised ones (RFC 6052). The other
-    paths, whose ``port`` is 0, lead nowhere themselves: a relay with both families can join the two.
+    paths, whose ``port`` is 0, lead nowhere themselves: a relay can join the two, and needs no public
+    address of the peer, which a host that reaches no STUN server does not know.
 
     Args:
         local, remote, links: as for :func:`find_paths`.
         nat64: the prefix of this network's NAT64, for example ``64:ff9b::/96``; None: none is known.
 
     """
-    if local.families() & remote.families():
+    if not crossed(local, remote):
         return []
     found: list[Path] = []
     for dest_index, record in enumerate(remote.interfaces):
-        for endpoint in record.endpoints:
+        for endpoint in filter(_outer, record.endpoints):
             ip, port = endpoint_target(endpoint, EXT_BIND)
-            if not is_public(ip):
-                continue
             for src_index, (link, own) in enumerate(zip(links, local.interfaces, strict=False)):
-                for af in (e.af for e in own.endpoints if link.has_default(e.af)):
-                    reached = af == IP6 and nat64 is not None
-                    target = synthesize(nat64, ip) if reached and nat64 is not None else ip
+                leading = (e.af for e in own.endpoints if e.af != endpoint.af)
+                for af in (af for af in leading if link.has_default(af)):
+                    target = ip
+                    if reached := af == IP6 and nat64 is not None and is_public(ip):
+                        target = synthesize(nat64, ip)
                     tier = TIER_PUBLIC if reached else TIER_ELSEWHERE
                     found.append(
                         Path(
                             af, EXT_BIND, src_index, dest_index, target, port if reached else 0,
-                            tier, False, link.virtual, endpoint.af,
+                            tier, is_private(ip), link.virtual, endpoint.af,
                         )
                     )  # fmt: skip
-    return found
+    return [path for path in found if not path.private] or found
 
 
 def _loopback(

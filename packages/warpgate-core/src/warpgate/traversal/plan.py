@@ -146,8 +146,9 @@ def plan(
     afs = options.afs if options.afs is not None else (IP6, IP4)
     routes = options.route_types if options.route_types is not None else ROUTE_TYPES
     paths, dead = find_paths(local, remote, links, afs, routes)
+    crossing: list[Path] = []
     if EXT_BIND in routes:
-        paths += [p for p in cross_paths(local, remote, links, options.nat64) if p.af in afs]
+        crossing = [p for p in cross_paths(local, remote, links, options.nat64) if p.af in afs]
     combinations: list[Combination] = []
     for strategy in strategies:
         reason = _excluded(strategy, options)
@@ -155,7 +156,9 @@ def plan(
             if reason is not SkipReason.AUXILIARY:
                 skips.append(Skip(strategy.name, reason))
             continue
-        chosen, left_out = _combine(strategy, paths, dead, options, local, remote)
+        # What leads over one link or site only, a relay has nothing to do with.
+        usable = crossing if crossing and strategy.phase == "relay" else [*paths, *crossing]
+        chosen, left_out = _combine(strategy, usable, dead, options, local, remote)
         combinations += chosen
         skips += left_out
     if not any(strategy.phase in PHASES for strategy in strategies):
@@ -217,7 +220,9 @@ def _combine(
         key = (path.af, path.src_index, path.ip, path.port)
         detail = path.ip
         elsewhere = _of_another_network(local, remote, path)
-        unlikely = elsewhere or (strategy.phase != "relay" and _cut_off(local, remote, path))
+        unlikely = elsewhere or (
+            strategy.phase != "relay" and (_cut_off(local, remote, path) or _only_udp(remote, path))
+        )
         pair = nat_pair(local, remote, path)
         cause = _impossible(strategy, pair)
         guess = strategy.phase != "relay" and pair is not None and pair.guessed_over_tcp
@@ -282,6 +287,16 @@ def _cut_off(local: PeerAddress, remote: PeerAddress, path: Path) -> bool:
         side is not None and side.nat == NATType.BLOCKED and side.ext_ip is None
         for side in (mine, theirs)
     )
+
+
+def _only_udp(remote: PeerAddress, path: Path) -> bool:
+    """Return whether a dial through NAT64 goes to a port that is mostly open for UDP alone.
+
+    A full cone keeps the port that STUN servers see, which is UDP's. Only where a router maps the
+    listening port, which is signed as a full cone too, TCP gets in; then the dial is there first.
+    """
+    theirs = remote.interfaces[path.dest_index].endpoint(path.remote_af)
+    return bool(path.peer_af) and theirs is not None and theirs.nat == NATType.FULL_CONE
 
 
 def _carries(strategy: StrategyInfo, path: Path) -> bool:
