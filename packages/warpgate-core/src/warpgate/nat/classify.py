@@ -296,3 +296,18 @@ def synthesize(prefix: str, ip: str) -> str:
     for place, byte in zip(_EMBEDDED[network.prefixlen], bare.packed, strict=True):
         packed[place] = byte
     return str(ip_address(bytes(packed)))
+
+
+def embedded(prefix: str, ip: str) -> str | None:
+    """Return the IPv4 address that a synthesised one leads to; None: it is no such address.
+
+    Raises:
+        ValueError: the prefix is not one of RFC 6052 section 2.2.
+
+    """
+    network, bare = ip_network(prefix), parse_ip(ip)
+    if network.version != 6 or network.prefixlen not in _EMBEDDED:
+        raise ValueError(f"{prefix!r} is no NAT64 prefix")
+    if bare is None or bare.version != 6 or bare not in network:
+        return None
+    return str(ip_address(bytes(bare.packed[place] for place in _EMBEDDED[network.prefixlen])))

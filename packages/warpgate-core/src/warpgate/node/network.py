@@ -16,6 +16,7 @@ from warpgate.events import NetworkChanged
 from warpgate.nat.report import NetReport
 from warpgate.net.constants import IP6, af_name
 from warpgate.net.monitor import NetworkMonitor
+from warpgate.net.nat64 import Nat64
 from warpgate.node.network_cache import NetworkCache, network_keys
 from warpgate.node.network_facts import (
     needs_keeping,
@@ -52,9 +53,13 @@ class NetworkWatch:
     Args:
         node: whose network.
 
+    Attributes:
+        nat64: the way to IPv4 from where only IPv6 leads outside.
+
     """
 
     def __init__(self, node: Node) -> None:
+        self.nat64 = Nat64()
         self._node = node
         self._known = KnownNetworks()
         self._keepers = Keepers(needed=self._needed, on_news=self._heard, counters=node.stats)
@@ -267,6 +272,8 @@ class NetworkWatch:
         if answered:
             self._answered_s = asyncio.get_running_loop().time()
         self._last = report
+        if report.nat64 is not None:
+            self.nat64.learn(report.nat64_prefix)
         self._apply()
         return answered
 
@@ -300,6 +307,8 @@ class NetworkWatch:
         for site in changed:
             self._keepers.drop(site)
         if changed:
+            if self._networks:
+                self.nat64.forget()
             self._networks += 1
             self._last = None
         return bool(changed)
@@ -385,6 +394,8 @@ class NetworkWatch:
             if self._surveying is not None:
                 moved = self._look()
                 self._keep()
+            elif changed:
+                self.nat64.forget()
             signed = self._apply()
             self._keepers.check(everything=changed or slept)
             if changed and not signed:

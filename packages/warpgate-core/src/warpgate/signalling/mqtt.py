@@ -16,7 +16,7 @@ import logging
 import secrets
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import aiomqtt
@@ -331,6 +331,7 @@ async def open_session(
     version: int,
     on_message: OnMessage,
     permit: Callable[[str], bool],
+    reach: Callable[[str], Awaitable[str]] | None = None,
     context: ssl.SSLContext | None = None,
     reached: asyncio.Future[None] | None = None,
 ) -> Session:
@@ -340,7 +341,7 @@ async def open_session(
         url: which.
         version: 5, or 4 for MQTT 3.1.1.
         on_message: called on the event loop for every message that arrives.
-        permit: whether an IP address that the broker's name resolves to may be dialled.
+        permit, reach: as for :func:`~warpgate.signalling.mqtt_dial.connect_socket`.
         context: for TLS; None takes the system's certificate authorities.
         reached: resolved when the connection stands, TLS included, and MQTT begins.
 
@@ -351,7 +352,7 @@ async def open_session(
 
     """
     loop = asyncio.get_running_loop()
-    sock = await dial.connect_socket(url, permit)
+    sock = await dial.connect_socket(url, permit, reach)
     twin = sock.dup()
     enter: asyncio.Task[Any] | None = None
     try:

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from warpgate.errors import SignallingError
+from warpgate.net.addresses import system_address
+from warpgate.net.constants import IP6
 from warpgate.net.resolve import look_up
 from warpgate.protocol.ip import parse_ip
 from warpgate.protocol.web_page import LOGIN_HINT
@@ -23,6 +25,8 @@ CONNECT_TIMEOUT_S: Final = 1.5
 
 _NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST")
 """What OpenSSL calls an answer that is not TLS."""
+Permit = Callable[[str], bool]
+Reach = Callable[[str], Awaitable[str]]
 
 
 class NotPermitted(SignallingError):
@@ -52,13 +56,16 @@ def no_websocket() -> WrongServer:
     return WrongServer(f"a web page came instead of a websocket: a wrong path, or {LOGIN_HINT}")
 
 
-async def connect_socket(url: BrokerURL, permit: Callable[[str], bool]) -> socket.socket:
+async def connect_socket(
+    url: BrokerURL, permit: Permit, reach: Reach | None = None
+) -> socket.socket:
     """Return a connected non-blocking TCP socket.
 
     Args:
         url: the broker.
         permit: whether an IP address that the broker's name resolves to may be dialled; what it was
             asked about is what is dialled.
+        reach: by which address an IP address is reached, where a broker has IPv4 only.
 
     Raises:
         NotPermitted: none of its addresses is permitted.
@@ -79,6 +86,8 @@ async def connect_socket(url: BrokerURL, permit: Callable[[str], bool]) -> socke
     allowed = [entry for entry in found if permit(str(entry[4][0]))]
     if not allowed:
         raise NotPermitted("a peer's word is not enough to dial this broker's address")
+    if reach is not None and all(entry[0] != IP6 for entry in allowed):
+        allowed = [await _translated(entry, reach) for entry in allowed[:MAX_ADDRESSES]]
     errors = []
     for family, kind, protocol, _, address in allowed[:MAX_ADDRESSES]:
         try:
@@ -112,6 +121,15 @@ async def context_for(scheme: str, context: ssl.SSLContext | None) -> ssl.SSLCon
         loop = asyncio.get_running_loop()
         context = await loop.run_in_executor(None, ssl.create_default_context)
     return context
+
+
+async def _translated(entry: Any, reach: Reach) -> Any:
+    """Return a result of ``getaddrinfo``, with the address by which that one is reached."""
+    _, kind, protocol, name, address = entry
+    ip = await reach(str(address[0]))
+    if ip == address[0]:
+        return entry
+    return IP6, kind, protocol, name, system_address(IP6, (ip, address[1]))
 
 
 async def tls_handshake(sock: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from warpgate.errors import SignallingError
 from warpgate.signalling.broker_policy import normalise
-from warpgate.signalling.mqtt_dial import NotPermitted, WrongServer
+from warpgate.signalling.mqtt_dial import NotPermitted, Permit, Reach, WrongServer
 
 if TYPE_CHECKING:
     from warpgate.server_urls import BrokerURL
@@ -75,6 +75,7 @@ class BrokerLink:
         topics: what to subscribe to on every connection.
         on_message: called with this link, topic, payload and whether it was retained.
         permit: whether an IP address of the broker may be dialled.
+        reach: by which address an IP address is reached.
         on_demand: it was a peer that named the broker.
         context: for TLS; None takes the system's certificate authorities.
         on_connected: called after every (re)connection, subscriptions included.
@@ -87,7 +88,8 @@ class BrokerLink:
         *,
         topics: tuple[str, ...],
         on_message: Callable[[BrokerLink, str, bytes, bool], None],
-        permit: Callable[[str], bool] = lambda _ip: True,
+        permit: Permit = lambda _ip: True,
+        reach: Reach | None = None,
         on_demand: bool = False,
         context: ssl.SSLContext | None = None,
         on_connected: Callable[[BrokerLink], None] = lambda _link: None,
@@ -102,7 +104,7 @@ class BrokerLink:
         self._url = url
         self._topics = topics
         self._on_message = on_message
-        self._permit = permit
+        self._permit, self._reach = permit, reach
         self._context = context
         self._on_connected = on_connected
         self._session: Session | None = None
@@ -250,6 +252,7 @@ class BrokerLink:
             version=version,
             on_message=self._received,
             permit=self._permit,
+            reach=self._reach,
             context=self._context,
             reached=reached,
         )

@@ -17,6 +17,7 @@ from warpgate.errors import ConfigError, SignallingError
 from warpgate.protocol.peer_address import MAX_BROKER_BYTES, MAX_BROKERS
 from warpgate.server_urls import BrokerURL, parse_broker, redact
 from warpgate.signalling.broker_policy import inbox_topic, may_dial, names_of, normalise
+from warpgate.signalling.mqtt_dial import Reach
 from warpgate.signalling.mqtt_inbox import Inbox
 from warpgate.signalling.mqtt_link import RESEND_S, BrokerLink, BrokerStatus
 from warpgate.signalling.mqtt_race import Race
@@ -58,6 +59,7 @@ class MqttTransport:
         tls_context: for ``mqtts`` and ``wss``; None takes the system's certificate authorities.
         on_change: called when :meth:`brokers` has changed, so that the address is signed anew.
         on_return: called when a broker is reached after a time when none could be.
+        reach: by which address an IP address is reached.
 
     Raises:
         ConfigError: a broker's URL can't be used.
@@ -77,17 +79,14 @@ class MqttTransport:
         tls_context: ssl.SSLContext | None = None,
         on_change: Callable[[], None] = lambda: None,
         on_return: Callable[[], None] = lambda: None,
+        reach: Reach | None = None,
     ) -> None:
         self._configured: dict[str, BrokerURL] = {}
-        for text in brokers:
-            name, url = _parse(text)
+        for name, url in map(_parse, brokers):
             self._configured.setdefault(name, url)
-        self._keep = min(keep, MAX_BROKERS)
-        self._counters = counters
-        self._on_link = on_link
-        self._tls_context = tls_context
-        self._on_change = on_change
-        self._on_return = on_return
+        self._keep, self._counters = min(keep, MAX_BROKERS), counters
+        self._on_link, self._tls_context = on_link, tls_context
+        self._on_change, self._on_return, self._reach = on_change, on_return, reach
         self._inbox_topic = inbox_topic(identity.public_key)
         self._inbox = Inbox(counters, self._hand_over)
         self._retained = Retained(self._inbox_topic, counters)
@@ -260,6 +259,7 @@ class MqttTransport:
             on_message=self._received,
             context=self._tls_context,
             on_connected=self._connected,
+            reach=self._reach,
             **options,
         )
 

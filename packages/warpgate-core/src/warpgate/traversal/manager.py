@@ -276,8 +276,7 @@ class TraversalManager:
     def plan_for(self, peer: PeerAddress, options: PlanOptions) -> Plan:
         """Plan what the installed strategies can do against a peer."""
         strategies = [loader.info() for loader in self.plugin_loaders.values()]
-        report = self.node.net_report
-        options = replace(options, nat64=None if report is None else report.nat64_prefix)
+        options = replace(options, nat64=self.node.network.nat64.prefix)
         return plan(self.node.peer_address, peer, self.node.ifs, strategies, options)
 
     async def settle(self, attempts: Iterable[Attempt], grace_s: float) -> None:
