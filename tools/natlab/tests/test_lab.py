@@ -5,11 +5,13 @@ import socket
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from warpgate_natlab import Lab, LabError
 from warpgate_natlab.probe import Prober
+from warpgate_natlab.profiles import profile
 from warpgate_natlab.pytest_plugin import Factory
 from warpgate_natlab.sockets import receive
 from warpgate_natlab.topology import PROBES, nat64
@@ -180,6 +182,22 @@ def test_a_host_with_ipv6_only_asks_dns64(natlab: Factory) -> None:
     found = lab.a.run(["getent", "ahostsv6", "ipv4only.arpa"]).stdout
     assert "64:ff9b::c000:aa" in found
     assert "64:ff9b::c000:20a" in lab.a.run(["getent", "ahostsv6", "broker1.v4.lab"]).stdout
+
+
+def test_nat64_by_another_prefix(natlab: Factory) -> None:
+    behind = replace(profile("v6-only-nat64"), nat64_prefix="2001:db8:64::/96")
+    lab = natlab(behind, "open")
+    assert "2001:db8:64::c000:aa" in lab.a.run(["getent", "ahostsv6", "ipv4only.arpa"]).stdout
+    with lab.net.socket(ip=PROBES[0], port=7000) as server, lab.a.socket(ip=lab.a.ip) as sock:
+        sock.sendto(b"through", (nat64(PROBES[0], behind.nat64_prefix), 7000))
+        ((_, data, source),) = receive([server], 2, 1)
+    assert (data, source[0]) == (b"through", lab.a.nics[0].public[64])
+
+
+def test_one_dns64_server_has_one_prefix() -> None:
+    behind = replace(profile("v6-only-nat64"), nat64_prefix="2001:db8:64::/96")
+    with pytest.raises(ValueError, match="one DNS64 server"):
+        Lab(behind, "v6-only-nat64")
 
 
 @pytest.mark.parametrize("fixture", ["same_lan", "same_lan_no_hairpin", "two_nics"])

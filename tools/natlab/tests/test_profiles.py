@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -99,6 +100,21 @@ def test_dns64_synthesises_what_has_no_ipv6_address() -> None:
     assert bytes.fromhex("20010db8010000000000000000000010") in ask("broker1.LAB", 28)
     assert ask("nobody.lab", 28)[3] & 15 == 3
     assert ask("broker1.lab", 15)[6:8] == b"\0\0"
+
+
+def test_dns64_answers_with_the_prefix_of_the_network() -> None:
+    query = b"\x12\x34\x01\0\0\1\0\0\0\0\0\0\x08ipv4only\x04arpa\0\0\x1c\0\1"
+    reply = answer(query, "2001:db8:64::/96")
+    assert reply is not None
+    assert bytes.fromhex("20010db80064000000000000c00000aa") in reply
+
+
+def test_another_nat64_prefix_is_built() -> None:
+    own = replace(PROFILES["v6-only-nat64"], nat64_prefix="2001:db8:64::/96")
+    engine = plan(pair_of(own, "open")).engine
+    assert engine["nodes"]["nat64_a"]["prefix"] == "2001:db8:64::/96"
+    assert engine["nodes"]["cpe_a"]["routes"]["four"] == ["2001:db8:64::/96"]
+    assert nat64("192.0.2.10", "2001:db8:64::/96") == "2001:db8:64::c000:20a"
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,15 @@ LIFE: Final = dt.timedelta(days=2)
 SLACK: Final = dt.timedelta(hours=1)
 
 
-def make_authority(folder: Path, addresses: Iterable[str]) -> tuple[Path, Path, Path]:
-    """Make an authority and one certificate for servers at IP addresses.
+def make_authority(
+    folder: Path, addresses: Iterable[str], names: Iterable[str] = ()
+) -> tuple[Path, Path, Path]:
+    """Make an authority and one certificate for servers.
 
     Args:
         folder: where the files go.
-        addresses: what the certificate is valid for, besides ``localhost`` and ``*.lab``.
+        addresses: what the certificate is valid for, besides ``localhost`` and ``names``.
+        names: and these; programs refuse ``*.lab``, as they would ``*.com``.
 
     Returns:
         The paths of the authority's certificate, the servers' certificate and their key (PEM).
@@ -53,12 +56,12 @@ def make_authority(folder: Path, addresses: Iterable[str]) -> tuple[Path, Path, 
         .add_extension(_usage(signs_certificates=True), critical=True)
         .sign(authority_key, hashes.SHA256())
     )
-    names: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.DNSName("*.lab")]
-    names += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
+    valid: list[x509.GeneralName] = [x509.DNSName(name) for name in ("localhost", *names)]
+    valid += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
     certificate = (
         builder(_name("warpgate laboratory server"), key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.SubjectAlternativeName(valid), critical=False)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(

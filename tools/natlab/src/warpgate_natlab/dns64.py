@@ -2,7 +2,7 @@
 
 It knows the laboratory's servers as ``<name>.lab`` and ``ipv4only.arpa`` (RFC 7050). A name with an
 IPv6 address of its own gets that; ``<name>.v4.lab`` has IPv4 only, so its AAAA is synthesised. It is
-a program of its own, on the standard library: ``python dns64.py ADDRESS…``.
+a program of its own, on the standard library: ``python dns64.py PREFIX ADDRESS…``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 
-PREFIX = 0x0064FF9B << 96
+WELL_KNOWN = "64:ff9b::/96"
 A, AAAA, ANY = 1, 28, 255
 TTL_S = 60
 HOSTS = {
@@ -29,8 +29,14 @@ ZONE: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
-def answer(query: bytes) -> bytes | None:
-    """Return the answer to a DNS query; None: it is not one."""
+def answer(query: bytes, prefix: str = WELL_KNOWN) -> bytes | None:
+    """Return the answer to a DNS query; None: it is not one.
+
+    Args:
+        query: the datagram.
+        prefix: NAT64's, of 96 bits.
+
+    """
     try:
         number, flags, questions = struct.unpack_from("!HHH", query)
         if flags & 0x8000 or questions != 1:
@@ -44,18 +50,21 @@ def answer(query: bytes) -> bytes | None:
         return None
     question = query[12 : at + 5]
     found = ZONE.get(".".join(labels))
+    answers = _data(found, kind, int(ipaddress.IPv6Network(prefix).network_address))
     records = b"".join(
         struct.pack("!HHHIH", 0xC00C, record, 1, TTL_S, len(data)) + data
-        for record, data in _data(found, kind)
+        for record, data in answers
     )
-    count = len(_data(found, kind))
+    count = len(answers)
     code = 3 if found is None else 0  # name error
     # Response, recursion available, authoritative; recursion desired as it was asked.
     header = struct.pack("!HHHHHH", number, 0x8480 | flags & 0x0100 | code, 1, count, 0, 0)
     return header + question + records
 
 
-def _data(found: tuple[list[str], list[str]] | None, kind: int) -> list[tuple[int, bytes]]:
+def _data(
+    found: tuple[list[str], list[str]] | None, kind: int, prefix: int
+) -> list[tuple[int, bytes]]:
     if found is None:
         return []
     four, six = found
@@ -64,13 +73,13 @@ def _data(found: tuple[list[str], list[str]] | None, kind: int) -> list[tuple[in
         records += [(A, ipaddress.IPv4Address(ip).packed) for ip in four]
     if kind in (AAAA, ANY):
         own = [int(ipaddress.IPv6Address(ip)) for ip in six]
-        own = own or [PREFIX | int(ipaddress.IPv4Address(ip)) for ip in four]
+        own = own or [prefix | int(ipaddress.IPv4Address(ip)) for ip in four]
         records += [(AAAA, number.to_bytes(16, "big")) for number in own]
     return records
 
 
-def main(addresses: list[str]) -> None:
-    """Serve on UDP port 53 of these addresses."""
+def main(prefix: str, addresses: list[str]) -> None:
+    """Serve on UDP port 53 of these addresses, with this NAT64 prefix."""
     selector = selectors.DefaultSelector()
     for address in addresses:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -81,10 +90,10 @@ def main(addresses: list[str]) -> None:
         for key, _ in selector.select():
             sock = key.data
             query, source = sock.recvfrom(2048)
-            reply = answer(query)
+            reply = answer(query, prefix)
             if reply is not None:
                 sock.sendto(reply, source)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1], sys.argv[2:])

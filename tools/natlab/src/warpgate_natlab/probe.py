@@ -58,7 +58,7 @@ class Prober:
         self.listeners: list[socket.socket] = []
         for ip in self.own:
             for port in PORTS:
-                self.targets.append((nat64(ip) if version == 64 else ip, port))
+                self.targets.append(self._as_host_sees((ip, port)))
                 server = self._stack.enter_context(self.lab.net.socket(ip=ip, port=port))
                 server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
                 self.servers.append(server)
@@ -184,7 +184,9 @@ class Prober:
         return "no"
 
     def _as_host_sees(self, address: Address) -> Address:
-        return (nat64(address[0]), address[1]) if self.version == 64 else address
+        if self.version != 64:
+            return address
+        return nat64(address[0], self.nic.profile.nat64_prefix), address[1]
 
     def timers(self) -> tuple[str, str]:
         """Shorten the life of UDP and TCP mappings; see that each holds for that long and no longer."""

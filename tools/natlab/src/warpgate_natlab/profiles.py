@@ -18,6 +18,7 @@ ACCESS_DELAY_MS: Final = 20.0
 SERVER_DELAY_MS: Final = 5.0
 """One way between the core of the internet and the servers: 50 ms from host to broker to host."""
 BLOCK_SIZE: Final = 512
+NAT64_PREFIX: Final = "64:ff9b::/96"
 
 NatConf = dict[str, Any]
 
@@ -77,6 +78,7 @@ class Profile:
         kernel: the kernel's rule set instead (see ``kernel_nat``); None: user space.
         families: IP versions of the host.
         nat64: the IPv6 host reaches IPv4 through NAT64, with DNS64.
+        nat64_prefix: by this prefix, of 96 bits.
         upnp: a miniupnpd runs on the router.
         expect: what a probe must find, by IP version.
 
@@ -92,6 +94,7 @@ class Profile:
     kernel: str | None = None
     families: tuple[int, ...] = (4,)
     nat64: bool = False
+    nat64_prefix: str = NAT64_PREFIX
     upnp: bool = False
 
     @property

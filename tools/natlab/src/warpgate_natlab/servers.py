@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .authority import make_authority
+from .dns64 import ZONE
 from .namespaces import LabError, Namespace, command
+from .profiles import NAT64_PREFIX
 from .topology import BROKERS, DNS, NTP, STUN, server_v6
 
 if TYPE_CHECKING:
@@ -40,9 +42,10 @@ class Servers:
 
     """
 
-    def __init__(self, run: Run, net: Namespace) -> None:
+    def __init__(self, run: Run, net: Namespace, nat64_prefix: str = NAT64_PREFIX) -> None:
         self._run = run
         self._net = net
+        self._nat64_prefix = nat64_prefix
         self._processes: list[tuple[str, subprocess.Popen[bytes], Path]] = []
         self.started: set[str] = set()
         self.ca_file: Path | None = None
@@ -100,7 +103,9 @@ class Servers:
         if {"mqtt", "stun"} & set(wanted) and self.ca_file is None:
             addresses = [*BROKERS, *STUN]
             self.ca_file, *pair = make_authority(
-                self._run.folder, [*addresses, *map(server_v6, addresses)]
+                self._run.folder,
+                [*addresses, *map(server_v6, addresses)],
+                [*BROKER_NAMES, *(name for name in ZONE if name.endswith(".lab"))],
             )
             self._certificate = (pair[0], pair[1])
         for kind in wanted:
@@ -169,7 +174,8 @@ class Servers:
     def _start_dns(self) -> None:
         program = Path(__file__).with_name("dns64.py")
         hosts = [DNS, server_v6(DNS)]
-        self._launch("dns64", [sys.executable, "-I", "-S", str(program), *hosts])
+        argv = [sys.executable, "-I", "-S", str(program), self._nat64_prefix, *hosts]
+        self._launch("dns64", argv)
 
     def _await_dns(self) -> None:
         query = b"\0\1\1\0\0\1\0\0\0\0\0\0\x08ipv4only\x04arpa\0\0\x1c\0\1"

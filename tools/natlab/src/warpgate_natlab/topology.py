@@ -13,9 +13,10 @@ since miniupnpd refuses to map ports on those: 44.128.0.0/16, the radio amateurs
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
-from .profiles import ACCESS_DELAY_MS, SERVER_DELAY_MS, Pair, Profile
+from .profiles import ACCESS_DELAY_MS, NAT64_PREFIX, SERVER_DELAY_MS, Pair, Profile
 
 NET_ROLE: Final = "net"
 INET_V4: Final = "192.0.2.1"
@@ -26,7 +27,6 @@ NTP: Final = "192.0.2.30"
 DNS: Final = "192.0.2.53"
 PROBES: Final = ("192.0.2.100", "192.0.2.101")
 SERVERS: Final = (*BROKERS, *STUN, NTP, DNS, *PROBES)
-NAT64_PREFIX: Final = "64:ff9b::"
 _PUBLIC: Final = ("198.51.100.10", "203.0.113.10", "198.51.100.30")
 _PUBLIC_UPNP: Final = ("44.128.1.10", "44.128.2.10", "44.128.3.10")
 
@@ -36,11 +36,9 @@ def server_v6(address: str) -> str:
     return f"2001:db8:100::{address.rpartition('.')[2]}"
 
 
-def nat64(address: str) -> str:
+def nat64(address: str, prefix: str = NAT64_PREFIX) -> str:
     """Return the IPv6 address under which NAT64 reaches an IPv4 address (RFC 6052)."""
-    high, low, *_ = (int(part) for part in address.split("."))
-    third, fourth = (int(part) for part in address.split(".")[2:])
-    return f"{NAT64_PREFIX}{high << 8 | low:x}:{third << 8 | fourth:x}"
+    return str(ip_network(prefix)[int(ip_address(address))])
 
 
 @dataclass
@@ -220,14 +218,14 @@ class _Builder:
         self.nodes[f"cpe_{key}"] = {
             "type": "router",
             "addresses": [gateway],
-            "routes": {"in": [f"{own}/128"], "six": ["::/0"], "four": [f"{NAT64_PREFIX}/96"]},
+            "routes": {"in": [f"{own}/128"], "six": ["::/0"], "four": [nic.profile.nat64_prefix]},
         }
         assert nic.profile.firewall is not None
         self.nodes[f"fw_{key}"] = {"type": "firewall", "families": [6], **nic.profile.firewall}
         self.nodes[f"nat64_{key}"] = {
             "type": "nat64",
             "external": [public],
-            "prefix": f"{NAT64_PREFIX}/96",
+            "prefix": nic.profile.nat64_prefix,
             "mapping": "endpoint-independent",
             "filtering": "address-and-port-dependent",
             "allocation": "random",
