@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from warpgate.errors import RelayError
@@ -17,7 +17,7 @@ from warpgate.net.driver import Driver
 from warpgate.net.pipe import Pipe
 from warpgate.net.udp import UdpPipe
 from warpgate.server_urls import TurnServer
-from warpgate_plugin_turn.errors import ServerSilent
+from warpgate_plugin_turn.errors import NotSupported, ServerSilent
 from warpgate_plugin_turn.machine import State, TurnMachine
 from warpgate_plugin_turn.machine_events import (
     Allocated,
@@ -41,6 +41,7 @@ SILENT_S: Final = 0.5
 """A relay that was kept is doubted when its server says nothing for so long, and two round trips."""
 
 Stranger = Callable[[bytes, Address], None]
+Way = Callable[[Address], Awaitable[Address]]
 
 
 class Allocation:
@@ -49,6 +50,7 @@ class Allocation:
     Attributes:
         server: where it is.
         address: the server's ``(ip, port)``.
+        dialled: by which it is reached: NAT64 may be in between.
         knock: what opens a way here, for :attr:`stranger`; dropped from those who are in already.
         family: of the relayed address.
         relayed: where peers reach us.
@@ -69,7 +71,7 @@ class Allocation:
         self, server: TurnServer, address: Address, family: int, counters: Counters
     ) -> None:
         self.server = server
-        self.address = address
+        self.address = self.dialled = address
         self.knock = b""
         self.name = f"{server.host} port {server.port}"
         self.family = family
@@ -110,6 +112,8 @@ class Allocation:
         counters: Counters | None = None,
         on_answer: Callable[[], None] | None = None,
         register: Callable[[Allocation], None] | None = None,
+        way: Way | None = None,
+        unsupported: Callable[[TurnServer, int], None] | None = None,
         **options: Any,
     ) -> Allocation:
         """Allocate.
@@ -122,6 +126,8 @@ class Allocation:
             counters: counts what was ignored.
             on_answer: called when the server has sent its first TURN message.
             register: called with the allocation before anything is sent.
+            way: tells by which address the server is reached; None: by its own.
+            unsupported: called with server and family where the server has no such relays.
             **options: for :class:`TurnMachine`.
 
         Raises:
@@ -133,18 +139,21 @@ class Allocation:
         if register is not None:
             register(self)
         try:
+            self.dialled = address if way is None else await way(address)
             if server.transport == "udp":
-                self._link = await open_udp(address, self._received)
+                self._link = await open_udp(self.dialled, self._received)
             else:
                 context = tls if server.transport == "tls" else None
                 self._link = await open_stream(
-                    address, self.name, context, server.host, self._received, self._lost
+                    self.dialled, self.name, context, server.host, self._received, self._lost
                 )
                 self.rtt_s = self._loop.time() - started
             if not self.ended:
                 self._start(self._link, options)
                 await self._first_answer(on_answer, started)
             await self._ready
+            if isinstance(self.failure, NotSupported) and unsupported and "protocol" not in options:
+                unsupported(server, family)
             if self.ended:
                 raise self.failure or RelayError("the allocation was closed while it was made")
         except BaseException:

@@ -15,8 +15,8 @@ from warpgate.protocol.ip import is_public
 from warpgate_plugin_turn.allocation import Allocation
 from warpgate_plugin_turn.knock import Knocker, knock
 from warpgate_plugin_turn.messages import RelayFacts
-from warpgate_plugin_turn.policy import PeerPolicy
-from warpgate_plugin_turn.sockets import mapped_ips, open_towards, tcp_mapped_ips
+from warpgate_plugin_turn.policy import PeerPolicy, family_of
+from warpgate_plugin_turn.sockets import MAX_OWN_STUN, mapped_ips, open_towards, tcp_mapped_ips
 
 if TYPE_CHECKING:
     from warpgate_plugin_turn.factory import TurnFactory
@@ -64,6 +64,7 @@ class Datagrams:
         refused: which addresses the relay refuses to let through, and why.
         works: set once UDP has proven to get out of here.
         blocked: it has proven not to.
+        unreachable: why the peer's relay can't be written to from here; None: it can.
 
     """
 
@@ -80,6 +81,7 @@ class Datagrams:
         self.refused: dict[str, RelayError] = {}
         self.works = asyncio.Event()
         self.blocked = False
+        self.unreachable: RelayError | None = None
         self._plugin = plugin
         self._factory = factory
         self._policy = policy
@@ -128,11 +130,14 @@ class Datagrams:
         if allocation is None:
             return
         relay = self._peer.relay
-        for ip in self._policy.peer_ips():
-            if self._policy.family(ip) and ip not in self.refused:
-                allocation.permit(ip)
-        if relay is not None and self._policy.may_relay(relay[0]):
+        for ip in self._policy.peer_ips(allocation.family) - set(self.refused):
+            allocation.permit(ip)
+        if relay is not None and self._serves(allocation, relay[0]):
             allocation.permit(canonical_ip(relay[0]))
+
+    def _serves(self, allocation: Allocation, ip: str) -> bool:
+        """Return whether this side's relay can and may write to a relay of the peer's."""
+        return family_of(ip) == allocation.family and self._policy.may_relay(ip)
 
     def _permission_refused(self, ip: str, error: RelayError) -> None:
         self.refused[ip] = error
@@ -149,41 +154,61 @@ class Datagrams:
 
     async def one_relay(self, relay: Address) -> None:
         """Write to the peer's relay from a plain socket, and find out from where that comes."""
-        if ("socket", relay) in self._tried or len(self._sockets) >= MAX_SOCKETS:
+        before = sum(kind == "socket" for kind, _ in self._tried)
+        if ("socket", relay) in self._tried or before >= MAX_SOCKETS:
             return
         self._tried.add(("socket", relay))
-        sock = await open_towards(relay)
-        self._sockets.append(sock)
         facts, budget = self._peer, self._plugin.budget
-        pipe = UdpPipe(sock, relay)
+        way = await self._way(relay)
+        try:
+            sock = await open_towards(way)
+        except OSError as error:
+            if self._sockets:
+                return
+            self.unreachable = RelayError(f"the other's relay {relay[0]} can't be reached: {error}")
+            self._calls.allocate()  # of the other's family; the other may write to that
+            self._calls.check_hopeless()
+            await self._calls.tell()
+            return
+        self.unreachable = None
+        self._sockets.append(sock)
+        pipe = UdpPipe(sock, way)
         pipe.path = "relay"
         self._calls.hand_over(pipe)
 
         def send(data: bytes) -> None:
             if budget.take(relay[0], 1, len(data)):
-                sock.send_to(data, relay)
+                sock.send_to(data, way)
 
         self._knockers.append(Knocker(pipe, facts.knock, send))
         local = canonical_ip(sock.local[0])
-        self.mapped.add(local)  # what the relay sees where no NAT is in the way
-        if is_public(local) or not is_public(relay[0]):
-            await self._calls.tell()
-        asking = self._calls.spawn(self._learn(sock, facts))
+        if way == relay:
+            self.mapped.add(local)  # what the relay sees where no NAT is in the way
+            if is_public(local) or not is_public(relay[0]):
+                await self._calls.tell()
+        asking = self._calls.spawn(self._learn(sock, relay, facts))
         await asyncio.wait([asking], timeout=OWN_RELAY_S)
         if not self.works.is_set() and not pipe.closed and pipe.peer_id is None:
             self._calls.allocate()
 
-    async def _learn(self, sock: DatagramSocket, facts: RelayFacts) -> None:
+    async def _way(self, server: Address) -> Address:
+        """Return by which address a server is reached: NAT64 may be in between."""
+        return server if self._factory is None else await self._factory.way(server)
+
+    async def _learn(self, sock: DatagramSocket, relay: Address, facts: RelayFacts) -> None:
         """Learn which IP address the peer's relay will see, and tell the peer."""
         plugin, stun = self._plugin, facts.stun
         if stun is not None and self._policy.refusal(stun[0]) is not None:
             stun = None
-        own = self._factory.stun_servers if self._factory is not None else ()
+        stun = None if stun is None else await self._way(stun)
+        ours = self._factory.stun_servers if self._factory is not None else ()
+        alike = [each for each in ours if family_of(each[0]) == family_of(relay[0])]
+        own = [await self._way(each) for each in alike[:MAX_OWN_STUN]]
         found = await mapped_ips(sock, stun, own, plugin.budget)
         if found:
             self.works.set()
         else:
-            found = await tcp_mapped_ips(plugin.af, stun, plugin.budget)
+            found = await tcp_mapped_ips(sock.af, stun, plugin.budget)
             self.blocked = True
         if self._factory is not None:
             self._factory.udp_was(heard=not self.blocked)
@@ -201,7 +226,7 @@ class Datagrams:
         if (
             allocation is None
             or ("relay", relay) in self._tried
-            or not self._policy.may_relay(relay[0])
+            or not self._serves(allocation, relay[0])
         ):
             return
         self._tried.add(("relay", relay))

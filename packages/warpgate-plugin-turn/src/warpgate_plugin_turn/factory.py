@@ -48,6 +48,7 @@ class TurnFactory:
 
         """
         conf = settings(node.conf)
+        self._nat64 = node.network.nat64
         self.pool = make_pool(node.conf["turn_servers"], conf, node.stats, unix_time=node.unix_time)
         self.streams: bool = conf.get("streams", True)
         self.standby = Standby(node, self.pool, conf.get("standby"))
@@ -84,6 +85,13 @@ class TurnFactory:
         """
         self.pool.prepare(af, udp_blocked=udp_blocked)
 
+    async def way(self, server: Address) -> Address:
+        """Return by which address a server is reached from here: NAT64 may be in between."""
+        return await self._nat64.reach(server[0]), server[1]
+
+    def _unsupported(self, server: TurnServer, family: int) -> None:
+        self.pool.servers.lacks(server, family, asyncio.get_running_loop().time())
+
     async def my_turn(self, key: tuple[str, int]) -> asyncio.Event:
         """Wait until no other attempt of this node at the same peer holds a relay.
 
@@ -114,16 +122,17 @@ class TurnFactory:
 
     def stun_beside(self, allocation: Allocation) -> Address:
         """Return the STUN server that a relay's server is as well, by which a peer can ask it."""
+        ip, port = self._nat64.native(allocation.address[0]), allocation.address[1]
         if allocation.server.transport == "udp":
-            return allocation.address
+            return ip, port
         for state in self.pool.servers.states:
             server = state.server
             same = server.host in (allocation.server.host, allocation.address[0])
             if same and server.transport == "udp":
-                return allocation.address[0], server.port
+                return ip, server.port
         # Servers have one port for UDP and TCP, and another one for TLS.
         tcp = allocation.server.transport == "tcp"
-        return allocation.address[0], allocation.address[1] if tcp else STUN_PORT
+        return ip, port if tcp else STUN_PORT
 
     async def close(self) -> None:
         """Delete what is allocated."""

@@ -24,7 +24,8 @@ class RelayFacts(BaseModel):
     there; ``coming``: it is getting one and tells soon; ``stun`` a STUN server next to that relay;
     ``stream`` a relay that takes TCP connections; ``mapped`` the IP addresses that its own packets
     come from; ``wants_relay``: it can do nothing without the other side's; ``no_udp``: its UDP does
-    not get through; ``cause`` why it has no relay; ``no_servers``: because no server is configured.
+    not get through; ``cause`` why it has no relay; ``no_servers``: because no server is configured;
+    ``unreachable``: it can't write to the other's.
     """
 
     relay_ip: Ip = ""
@@ -40,6 +41,7 @@ class RelayFacts(BaseModel):
     no_udp: bool = False
     cause: Annotated[str, Field(max_length=MAX_CAUSE)] = ""
     no_servers: bool = False
+    unreachable: bool = False
 
     @property
     def relay(self) -> Address | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from warpgate import IP6, Plugin
+from warpgate import IP4, IP6, Plugin
 from warpgate.net.addresses import canonical_ip
 from warpgate.protocol.ip import is_loopback, is_public
 from warpgate_plugin_turn.messages import MAX_MAPPED
@@ -29,16 +29,9 @@ class PeerPolicy:
 
     def signed_ips(self, public: bool = False) -> set[str]:
         """Return the addresses that stand in the peer's signed address; with ``public`` those only."""
-        plugin = self._plugin
-        peer = plugin.manager.attempt_of(plugin).peer
-        found = {
-            ip
-            for nic in peer.interfaces
-            for endpoint in nic.endpoints
-            if endpoint.af == plugin.dest_info["af"]
-            for ip in (endpoint.ip, endpoint.ext_ip)
-            if ip
-        }
+        peer = self._plugin.manager.attempt_of(self._plugin).peer
+        endpoints = [endpoint for nic in peer.interfaces for endpoint in nic.endpoints]
+        found = {ip for endpoint in endpoints for ip in (endpoint.ip, endpoint.ext_ip) if ip}
         return {ip for ip in found if is_public(ip)} if public else found
 
     def hear(self, mapped: Sequence[str]) -> None:
@@ -47,9 +40,9 @@ class PeerPolicy:
             if self.may_permit(ip) and len(self.mapped) < MAX_PEER_IPS:
                 self.mapped.add(canonical_ip(ip))
 
-    def peer_ips(self) -> set[str]:
-        """Return the addresses that the peer's packets may come from over the internet."""
-        return self.signed_ips(public=True) | self.mapped
+    def peer_ips(self, family: int) -> set[str]:
+        """Return the addresses of a family that the peer's packets may come from over the internet."""
+        return {ip for ip in self.signed_ips(public=True) | self.mapped if family_of(ip) == family}
 
     def may_permit(self, ip: str) -> bool:
         """Whether our relay may be opened for an address that the peer says to come from.
@@ -57,20 +50,19 @@ class PeerPolicy:
         It may for public ones, and for private ones that the peer's address names under its
         signature; for loopback only where the peer is on this very machine.
         """
-        if not self.family(ip):
-            return False
         if is_loopback(ip):
             return self._plugin.refuses(ip) is None
         return is_public(ip) or ip in self.signed_ips()
 
     def may_relay(self, ip: str) -> bool:
         """Whether our relay may write to a relay that the peer names."""
-        return self.family(ip) and (ip in self.trusted or self.may_permit(ip))
+        return ip in self.trusted or self.may_permit(ip)
 
     def refusal(self, ip: str) -> str | None:
         """Say why this side may not write to a server that the peer names, or None."""
         return None if ip in self.trusted else self._plugin.refuses(ip)
 
-    def family(self, ip: str) -> bool:
-        """Whether an address is of the peer's family, in which our relay serves it."""
-        return (":" in ip) == bool(self._plugin.dest_info["af"] == IP6)
+
+def family_of(ip: str) -> int:
+    """Return an IP address's family; a relay serves those of its own."""
+    return IP6 if ":" in ip else IP4

@@ -7,6 +7,7 @@ import logging
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from warpgate.errors import ConfigError, RelayError
@@ -18,6 +19,7 @@ from warpgate_plugin_turn.allocation import Allocation
 from warpgate_plugin_turn.errors import NoServers
 from warpgate_plugin_turn.search import STAGGER_S, Search
 from warpgate_plugin_turn.servers import ServerList, ServerState
+from warpgate_plugin_turn.serving import serving
 from warpgate_plugin_turn.warm import Warm
 from warpgate_plugin_turn.wire import TCP_PROTOCOL
 
@@ -36,7 +38,7 @@ class Pool:
         servers: the configured servers.
         counters: the node's.
         tls: checks servers' certificates; None: the system's authorities.
-        options: for every :class:`~warpgate_plugin_turn.machine.TurnMachine`.
+        options: for every :meth:`~warpgate_plugin_turn.allocation.Allocation.open`.
         stagger_s: see ``search.STAGGER_S``.
         warm_s: see ``WARM_S``.
         unix_time: the clock of time-limited user names.
@@ -57,7 +59,7 @@ class Pool:
         self.servers = servers
         self.counters = counters
         self.stagger_s = stagger_s
-        self.warm = Warm(self.allocate, warm_s, self._drop)
+        self.warm = Warm(partial(serving, self), warm_s, self._drop)
         self._tls = tls
         self._options = options or {}
         self._unix_time = unix_time
@@ -97,7 +99,7 @@ class Pool:
         """
         allocation = await self.warm.take(af)
         if allocation is None:
-            return await self.allocate(af, udp_blocked=udp_blocked)
+            return await serving(self, af, udp_blocked=udp_blocked)
         allocation.check()  # it may have died unnoticed meanwhile
         return allocation
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from warpgate.server_urls import TurnServer
 
 BAD_S: Final = 60.0  # a server that failed is tried last for so long
+LACKING_S: Final = 600.0  # one that has no relays of a family is believed to have none for so long
 STREAM_PENALTY_S: Final = 0.02  # a datagram that is lost on TCP holds up those behind it
 HTTPS_PORT: Final = 443
 _TRANSPORTS: Final = {"udp": 0, "tcp": 1, "tls": 2}
@@ -24,6 +25,7 @@ class ServerState:
         rtt_s: the latest round trip; None: not measured yet.
         bad_until: by the caller's clock.
         why_bad: what went wrong.
+        lacking: until when it is believed to have no relays of a family.
 
     """
 
@@ -32,6 +34,7 @@ class ServerState:
     rtt_s: float | None = None
     bad_until: float = 0.0
     why_bad: str = ""
+    lacking: dict[int, float] = field(default_factory=dict)
 
     def failed(self, why: str, now: float) -> None:
         """Note that it did not work."""
@@ -64,6 +67,16 @@ class ServerList:
         """Forget which servers are bad, and how far they are: the network is another one."""
         for state in self.states:
             state.rtt_s, state.bad_until, state.why_bad = None, 0.0, ""
+
+    def lacks(self, server: TurnServer, family: int, now: float) -> None:
+        """Note that a server has no relays of a family."""
+        for state in self.states:
+            if (state.server.host, state.server.port) == (server.host, server.port):
+                state.lacking[family] = now + LACKING_S
+
+    def lacking(self, family: int, now: float) -> int:
+        """Return how many of the servers are known to have no relays of a family."""
+        return sum(now < state.lacking.get(family, 0.0) for state in self.states)
 
     def ordered(self, now: float, *, udp_blocked: bool = False) -> list[ServerState]:
         """Return the servers in the order in which to try them.

@@ -218,7 +218,7 @@ class Turn(Diagnosed):
 
     async def _offer_stream(self) -> None:
         await asyncio.sleep(STREAM_S)
-        await self._streams.offer(self._policy.peer_ips())
+        await self._streams.offer(self._policy.peer_ips(self.dest_info["af"]))
         await self._tell()
 
     def _hand_over(self, pipe: Pipe) -> None:
@@ -250,6 +250,7 @@ class Turn(Diagnosed):
             facts["stream_ip"], facts["stream_port"] = self._streams.relayed
         facts["no_udp"] = ways.blocked
         facts["coming"] = coming
+        facts["unreachable"] = ways.unreachable is not None
         facts["wants_relay"] = not (coming or ways.works.is_set() or allocation is not None)
         if facts == self._told:
             return
@@ -262,7 +263,8 @@ class Turn(Diagnosed):
         if self.result.done() or not self.initiator:
             return
         own, theirs = self._cause, printable_cause(self._peer.cause)
-        if self._allocation is None and own is not None and self._peer.relay is None and theirs:
+        far, near = self._datagrams.unreachable, self._allocation
+        if near is None and own is not None and self._peer.relay is None and theirs:
             if isinstance(own, NoServers) and self._peer.no_servers:
                 nobody = AttemptSkipped(str(own), SkipReason.NO_TURN_SERVER)
                 self.result.set_exception(nobody)
@@ -270,13 +272,22 @@ class Turn(Diagnosed):
             text = f"no relay here: {named(own)}; the peer says: {theirs}"
             self.result.set_exception(RelayError(text))
             return
-        mapped, refused = self._policy.mapped, self._datagrams.refused
+        if near is None and own is not None and far is not None:
+            self.result.set_exception(RelayError(f"no relay here: {own}; {far}"))
+            return
+        if near is not None and self._peer.unreachable and self._peer.relay is None and theirs:
+            text = f"the relay here, {near.relayed[0]}, can't be reached by the peer; it says: {theirs}"
+            self.result.set_exception(RelayError(text))
+            return
+        mapped = self._policy.peer_ips(near.family) & self._policy.mapped if near else set()
+        refused = self._datagrams.refused
         if mapped and not mapped - set(refused) and self._peer.relay is None:
             self.result.set_exception(next(iter(refused.values())))
 
     def _out_of_time(self) -> None:
         if not self.result.done():
-            refused = [*self._datagrams.refused.values(), *filter(None, [self._streams.why_not])]
+            others = filter(None, [self._streams.why_not, self._datagrams.unreachable])
+            refused = [*self._datagrams.refused.values(), *others]
             story = how_far(self._allocation, self._cause, self._peer, refused)
             self.result.set_exception(RelayError(f"no pipe in time: {story}"))
 

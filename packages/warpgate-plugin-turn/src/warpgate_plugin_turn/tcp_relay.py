@@ -103,7 +103,7 @@ async def accept(
     context = tls if server.transport == "tls" else None
     transport, protocol = await connect_stream(
         lambda: _DataConnection(connection_id, allocation.requests_beside()),
-        allocation.address, name, context, server.host,
+        allocation.dialled, name, context, server.host,
     )  # fmt: skip
     joined = cast("_DataConnection", protocol)
     try:
