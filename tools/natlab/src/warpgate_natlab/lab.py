@@ -62,6 +62,7 @@ class Lab:
         seed: of the random choices in user-space NATs and links. The kernel's are its own.
         servers: the kinds to start: ``mqtt``, ``stun``, ``ntp``, ``dns``; ``"all"``. A host behind
             NAT64 brings ``dns``.
+        relays: the IP versions of the TURN server's relays.
         link: parameters of both access links, both ways (``delay_ms``, ``loss``, ``rate_bps`` …).
 
     Attributes:
@@ -84,6 +85,7 @@ class Lab:
         pair: str | Pair | None = None,
         seed: int | str = 0,
         servers: str | Iterable[str] = (),
+        relays: Iterable[int] = (4, 6),
         **link: Any,
     ) -> None:
         self.pair = _pair(a, b, pair)
@@ -91,6 +93,7 @@ class Lab:
         reason = why_not()
         if reason:
             raise LabError(reason)
+        self._relays = tuple(relays)
         self.run = Run()
         self._closed = False
         self._engine: Engine | None = None
@@ -114,7 +117,7 @@ class Lab:
         for device in config["devices"].values():
             device["netns"] = self.run.namespace(device["netns"])
         self._engine = Engine(self.run, config)
-        self._servers = Servers(self.run, self.net, _nat64_prefix(self.topology))
+        self._servers = Servers(self.run, self.net, _nat64_prefix(self.topology), self._relays)
         for host in (self.a, self.b):
             self._set_up(host)
         self._servers.start(kinds)

@@ -42,10 +42,17 @@ class Servers:
 
     """
 
-    def __init__(self, run: Run, net: Namespace, nat64_prefix: str = NAT64_PREFIX) -> None:
+    def __init__(
+        self,
+        run: Run,
+        net: Namespace,
+        nat64_prefix: str = NAT64_PREFIX,
+        relays: Iterable[int] = (4, 6),
+    ) -> None:
         self._run = run
         self._net = net
         self._nat64_prefix = nat64_prefix
+        self._relay_ips = [STUN[0] if version == 4 else server_v6(STUN[0]) for version in relays]
         self._processes: list[tuple[str, subprocess.Popen[bytes], Path]] = []
         self.started: set[str] = set()
         self.ca_file: Path | None = None
@@ -139,7 +146,7 @@ class Servers:
     def _start_stun(self) -> None:
         assert self._certificate is not None
         lines = [f"listening-ip={ip}" for ip in (*STUN, *map(server_v6, STUN))]
-        lines += [f"relay-ip={ip}" for ip in (STUN[0], server_v6(STUN[0]))]
+        lines += [f"relay-ip={ip}" for ip in self._relay_ips]
         lines += [f"aux-server={STUN[0]}:{HTTPS}", f"aux-server=[{server_v6(STUN[0])}]:{HTTPS}"]
         lines += [
             "listening-port=3478", "alt-listening-port=3479",
