@@ -56,16 +56,14 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Any:
             options["on_answer"]()
             error = answer(server.host, options["family"])
             if isinstance(error, NotSupported):
-                options["unsupported"](server, options["family"])
+                now = asyncio.get_running_loop().time()
+                options["servers"].note_lack(server, options["family"], now)
             if error is not None:
                 raise error
             return Stub(server, options["family"])
 
-        def unsupported(server: TurnServer, family: int) -> None:
-            servers.lacks(server, family, asyncio.get_running_loop().time())
-
         monkeypatch.setattr(Allocation, "open", open_)
-        return Pool(servers, Counters(), options={"unsupported": unsupported}), asked
+        return Pool(servers, Counters(), options={"servers": servers}), asked
 
     return make
 
@@ -120,10 +118,25 @@ async def test_without_either_the_first_cause_is_told(world: Any) -> None:
 
 
 def test_what_a_server_lacks_is_believed_for_a_while() -> None:
-    servers = ServerList(SERVERS)
-    servers.lacks(SERVERS[0], IP6, 100.0)
-    assert servers.lacking(IP6, 100.0 + LACKING_S - 1) == 1
+    tls = TurnServer("192.0.2.1", 443, "user", "password", "tls")
+    servers = ServerList([*SERVERS, tls])
+    servers.note_lack(SERVERS[0], IP6, 100.0)
+    assert servers.lacking(IP6, 100.0 + LACKING_S - 1) == 2  # by whichever way it is reached
+    assert servers.lacks(tls, IP6, 101.0)
+    assert not servers.lacks(SERVERS[1], IP6, 101.0)
     assert servers.lacking(IP4, 101.0) == servers.lacking(IP6, 100.0 + LACKING_S) == 0
+
+
+async def test_a_server_that_lacks_a_family_is_not_asked_again() -> None:
+    """A real one says 440 once; see the laboratory's tests."""
+    servers = ServerList(SERVERS)
+    servers.note_lack(SERVERS[0], IP6, asyncio.get_running_loop().time())
+
+    async def way(_address: Any) -> Any:
+        raise AssertionError("it was dialled")
+
+    with pytest.raises(NotSupported, match="no relay addresses of this family"):
+        await Allocation.open(SERVERS[0], ("192.0.2.1", 3478), family=IP6, servers=servers, way=way)
 
 
 async def test_a_server_is_dialled_where_it_is_reached() -> None:

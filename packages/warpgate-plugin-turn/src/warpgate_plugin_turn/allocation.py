@@ -32,6 +32,7 @@ from warpgate_plugin_turn.machine_events import (
 from warpgate_plugin_turn.peer_link import PeerLink
 from warpgate_plugin_turn.requests import Requests
 from warpgate_plugin_turn.server_links import ServerLink, open_stream, open_udp
+from warpgate_plugin_turn.servers import ServerList
 from warpgate_plugin_turn.wire import is_channel_data
 
 log = logging.getLogger("warpgate.turn")
@@ -113,7 +114,7 @@ class Allocation:
         on_answer: Callable[[], None] | None = None,
         register: Callable[[Allocation], None] | None = None,
         way: Way | None = None,
-        unsupported: Callable[[TurnServer, int], None] | None = None,
+        servers: ServerList | None = None,
         **options: Any,
     ) -> Allocation:
         """Allocate.
@@ -127,7 +128,7 @@ class Allocation:
             on_answer: called when the server has sent its first TURN message.
             register: called with the allocation before anything is sent.
             way: tells by which address the server is reached; None: by its own.
-            unsupported: called with server and family where the server has no such relays.
+            servers: knows which have no relays of a family, and is told.
             **options: for :class:`TurnMachine`.
 
         Raises:
@@ -136,6 +137,8 @@ class Allocation:
         """
         self = cls(server, address, family, Counters() if counters is None else counters)
         started = self._loop.time()
+        if servers is not None and servers.lacks(server, family, started):
+            raise NotSupported(f"TURN server {self.name} has no relay addresses of this family")
         if register is not None:
             register(self)
         try:
@@ -152,8 +155,8 @@ class Allocation:
                 self._start(self._link, options)
                 await self._first_answer(on_answer, started)
             await self._ready
-            if isinstance(self.failure, NotSupported) and unsupported and "protocol" not in options:
-                unsupported(server, family)
+            if servers and isinstance(self.failure, NotSupported) and "protocol" not in options:
+                servers.note_lack(server, family, self._loop.time())
             if self.ended:
                 raise self.failure or RelayError("the allocation was closed while it was made")
         except BaseException:

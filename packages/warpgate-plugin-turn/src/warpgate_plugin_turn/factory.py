@@ -89,9 +89,6 @@ class TurnFactory:
         """Return by which address a server is reached from here: NAT64 may be in between."""
         return await self._nat64.reach(server[0]), server[1]
 
-    def _unsupported(self, server: TurnServer, family: int) -> None:
-        self.pool.servers.lacks(server, family, asyncio.get_running_loop().time())
-
     async def my_turn(self, key: tuple[str, int]) -> asyncio.Event:
         """Wait until no other attempt of this node at the same peer holds a relay.
 

@@ -68,15 +68,20 @@ class ServerList:
         for state in self.states:
             state.rtt_s, state.bad_until, state.why_bad = None, 0.0, ""
 
-    def lacks(self, server: TurnServer, family: int, now: float) -> None:
-        """Note that a server has no relays of a family."""
+    def note_lack(self, server: TurnServer, family: int, now: float) -> None:
+        """Note that a server has no relays of a family, whichever way it is reached."""
         for state in self.states:
-            if (state.server.host, state.server.port) == (server.host, server.port):
+            if state.server.host == server.host:
                 state.lacking[family] = now + LACKING_S
 
+    def lacks(self, server: TurnServer, family: int, now: float) -> bool:
+        """Return whether a server is known to have no relays of a family."""
+        known = [state for state in self.states if state.server.host == server.host]
+        return any(now < state.lacking.get(family, 0.0) for state in known)
+
     def lacking(self, family: int, now: float) -> int:
-        """Return how many of the servers are known to have no relays of a family."""
-        return sum(now < state.lacking.get(family, 0.0) for state in self.states)
+        """Return how many entries are known to have no relays of a family."""
+        return sum(self.lacks(state.server, family, now) for state in self.states)
 
     def ordered(self, now: float, *, udp_blocked: bool = False) -> list[ServerState]:
         """Return the servers in the order in which to try them.
