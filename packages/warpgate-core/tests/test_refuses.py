@@ -65,3 +65,15 @@ async def test_a_responder_follows_the_rules_of_section_5(start, make_address, o
     assert plugin.refuses("10.1.2.3") == SkipReason.PEER_CHOSE_PRIVATE.value
     near = origin is LOOPBACK
     assert plugin.refuses("127.0.0.1") == (None if near else SkipReason.PEER_CHOSE_LOOPBACK.value)
+
+
+async def test_what_nat64_makes_of_an_address_counts(start, make_address):
+    """By a network's own prefix, too, whose addresses look like any public ones."""
+    node = await start(Wait)
+    peer = make_address(["127.0.0.1"], machine=node.peer_address.machine)
+    plugin = await node.connect(IP4, NIC_BIND, peer, "wait")
+    inside, outside = "2001:db8:64::a01:203", "2001:db8:64::c633:6407"
+    assert plugin.refuses(inside) is None  # nobody knows of the prefix
+    node.network.nat64.learn("2001:db8:64::/96")
+    assert plugin.refuses(inside) == SkipReason.PEER_CHOSE_PRIVATE.value
+    assert plugin.refuses(outside) is None

@@ -356,10 +356,11 @@ class TraversalManager:
         peer, node = attempt.peer, self.node
         # Another machine's loopback is ours, when we write to it.
         named = ip in named_ips(peer) and (plugin.same_machine or not is_loopback(ip))
-        if plugin.initiator and (is_public(ip) or named):
+        native = node.network.nat64.native(ip)  # it is what NAT64 makes of it
+        if plugin.initiator and (is_public(native) or named):
             return None
         loopback = attempt.origin is not None and attempt.origin.loopback
-        refusal = refuse_dial(ip, node.ifs, node.own_ips(), loopback)
+        refusal = refuse_dial(native, node.ifs, node.own_ips(), loopback)
         return None if refusal is None else refusal.value
 
     async def send_signal(self, plugin: Plugin, msg: ConMsg) -> None:

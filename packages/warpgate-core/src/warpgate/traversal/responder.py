@@ -78,7 +78,8 @@ class SignalDoor:
             node.peer_address, peer, node.ifs, msg, strategy.route_types, relay=not dials
         )
         if dials and not isinstance(path, SkipReason):
-            refusal = refuse_dial(path.ip, node.ifs, node.own_ips(), origin.loopback)
+            native = node.network.nat64.native(path.ip)
+            refusal = refuse_dial(native, node.ifs, node.own_ips(), origin.loopback)
             path = refusal or path
         if isinstance(path, SkipReason):
             self._drop("dials_refused", f"{loader.name} for {peer.node_id}: {path.value}")
