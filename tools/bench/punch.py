@@ -67,7 +67,7 @@ def measure(
     from warpgate_natlab.lab import Lab
     from warpgate_natlab.session import run_calls
 
-    pair = {"pair": cell.a} if not cell.b else {"a": cell.a, "b": cell.b}
+    pair: dict[str, Any] = {"pair": cell.a} if not cell.b else {"a": cell.a, "b": cell.b}
     with Lab(**pair, seed=7, servers=["mqtt", "stun"], **link) as lab:
         found = run_calls(
             lab, calls=calls, timeout=TIMEOUT_S, plugins=plugins, transport=cell.transport
