@@ -376,6 +376,14 @@ async def test_a_peer_may_not_name_private_networks_that_are_not_ours(
     assert node.stats["dials_refused"] == 1
 
 
+async def test_nor_by_what_nat64_makes_of_an_address(start, wait_class, make_address, monkeypatch):
+    node = await start(wait_class)
+    peer = make_address(["203.0.113.5"], machine=b"far away")
+    monkeypatch.setattr(node.network.nat64, "native", lambda ip: "10.123.45.67")
+    node.traversal.signals.on_signal(peer, request(peer, route_type=NIC_BIND), LOOPBACK)
+    assert node.stats["dials_refused"] == 1
+
+
 async def test_the_cores_auxiliaries_answer_them_all_the_same(start, make_address):
     node = await start()
     sent = []

@@ -109,6 +109,14 @@ async def test_an_ipv4_peer_is_never_given_a_relay_of_ipv6(world: Any) -> None:
     assert {family for _, family in asked} == {IP4}
 
 
+async def test_what_lacks_ipv6_is_no_matter_for_an_ipv4_peer(world: Any) -> None:
+    pool, asked = world(lambda *_: ServerUnreachable("away"))
+    pool.servers.note_lack(SERVERS[0], IP6, asyncio.get_running_loop().time())
+    with pytest.raises(ServerUnreachable):
+        await pool.take(IP4)
+    assert len(asked) == len(SERVERS)  # it is not tried twice
+
+
 async def test_without_either_the_first_cause_is_told(world: Any) -> None:
     pool, _ = world(
         lambda _host, family: NotSupported("no IPv6 here") if family == IP6 else RelayError("full")

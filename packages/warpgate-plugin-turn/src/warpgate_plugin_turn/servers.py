@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from warpgate.server_urls import TurnServer
@@ -25,7 +25,6 @@ class ServerState:
         rtt_s: the latest round trip; None: not measured yet.
         bad_until: by the caller's clock.
         why_bad: what went wrong.
-        lacking: until when it is believed to have no relays of a family.
 
     """
 
@@ -34,7 +33,6 @@ class ServerState:
     rtt_s: float | None = None
     bad_until: float = 0.0
     why_bad: str = ""
-    lacking: dict[int, float] = field(default_factory=dict)
 
     def failed(self, why: str, now: float) -> None:
         """Note that it did not work."""
@@ -59,6 +57,7 @@ class ServerList:
     def __init__(self, servers: Sequence[TurnServer]) -> None:
         self.https_only = False
         self.states = [ServerState(server, place) for place, server in enumerate(servers)]
+        self._lacking: dict[tuple[str, int], float] = {}
 
     def __bool__(self) -> bool:
         return bool(self.states)
@@ -70,14 +69,11 @@ class ServerList:
 
     def note_lack(self, server: TurnServer, family: int, now: float) -> None:
         """Note that a server has no relays of a family, whichever way it is reached."""
-        for state in self.states:
-            if state.server.host == server.host:
-                state.lacking[family] = now + LACKING_S
+        self._lacking[server.host, family] = now + LACKING_S
 
     def lacks(self, server: TurnServer, family: int, now: float) -> bool:
         """Return whether a server is known to have no relays of a family."""
-        known = [state for state in self.states if state.server.host == server.host]
-        return any(now < state.lacking.get(family, 0.0) for state in known)
+        return now < self._lacking.get((server.host, family), 0.0)
 
     def lacking(self, family: int, now: float) -> int:
         """Return how many entries are known to have no relays of a family."""
