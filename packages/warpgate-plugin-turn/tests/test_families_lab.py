@@ -119,6 +119,21 @@ def test_names_that_dns64_does_not_translate(natlab: Any) -> None:
     assert connect(lab, named, there, ["turn"])["path"] == "relay"
 
 
+def test_the_peer_is_told_the_servers_own_address(natlab: Any) -> None:
+    """Not the one that DNS64 made for this network: the peer asks that server where it comes from."""
+    lab = natlab("v6-only-nat64", "symmetric-random", servers=["mqtt", "stun"])
+    named = {**literals(lab), "turn_servers": ["turn:lab:lab@stun.v4.lab:3478?transport=udp"]}
+    there = {**literals(lab, turn=False), "stun_servers": []}
+    assert connect(lab, named, there, ["turn"])["path"] == "relay"
+
+
+def test_a_relayed_stream_whose_server_is_behind_nat64(natlab: Any) -> None:
+    """RFC 6062: each connection of a peer is fetched by a further one to the server."""
+    lab = natlab("v6-only-nat64", "udp-blocked", servers=["mqtt", "stun"])
+    found = connect(lab, literals(lab), literals(lab, turn=False), ["turn"])
+    assert found["transport"] == "tcp"
+
+
 def test_brokers_and_relays_are_reached_without_any_survey(natlab: Any) -> None:
     lab = natlab("v6-only-nat64", "symmetric-random", servers=["mqtt", "stun"])
     off = {"enable_stun_clients": False}
