@@ -9,6 +9,7 @@ import pytest
 
 from warpgate.errors import SignallingError
 from warpgate.nat.classify import embedded, synthesize
+from warpgate.nat.report import NetReport
 from warpgate.net import nat64 as nat64_module
 from warpgate.net.constants import IP6
 from warpgate.net.nat64 import Nat64, has_route
@@ -93,9 +94,23 @@ async def test_an_answer_about_the_last_network_does_not_count_in_this_one(netwo
 
 async def test_what_a_survey_has_found_is_not_asked_for_again(network):
     nat64 = Nat64()
-    nat64.learn(PREFIX)
+    nat64.learn(NetReport(nat64=True, nat64_prefix=PREFIX))
+    nat64.learn(NetReport())  # this one did not ask
     assert await nat64.reach(SERVER) == SYNTHESISED
     assert network.asked == 0
+    nat64.learn(NetReport(nat64=False))
+    assert nat64.prefix is None
+
+
+async def test_who_has_no_time_gets_no_answer_and_spoils_none(network, monkeypatch):
+    async def silent(*_args, timeout_s, **_options):
+        raise TimeoutError
+
+    nat64 = Nat64()
+    with monkeypatch.context() as patch:
+        patch.setattr(nat64_module, "look_up", silent)
+        assert await nat64.find(0.1) is None
+    assert await nat64.find() == PREFIX
 
 
 def test_the_systems_routes():

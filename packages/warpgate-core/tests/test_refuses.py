@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from warpgate.nat.report import NetReport
 from warpgate.net.constants import IP4, LOOPBACK_BIND, NIC_BIND
 from warpgate.plugin import Plugin, new_plugin_id
 from warpgate.protocol.proto_msg import ConMsg
@@ -74,6 +75,6 @@ async def test_what_nat64_makes_of_an_address_counts(start, make_address):
     plugin = await node.connect(IP4, NIC_BIND, peer, "wait")
     inside, outside = "2001:db8:64::a01:203", "2001:db8:64::c633:6407"
     assert plugin.refuses(inside) is None  # nobody knows of the prefix
-    node.network.nat64.learn("2001:db8:64::/96")
+    node.network.nat64.learn(NetReport(nat64=True, nat64_prefix="2001:db8:64::/96"))
     assert plugin.refuses(inside) == SkipReason.PEER_CHOSE_PRIVATE.value
     assert plugin.refuses(outside) is None

@@ -11,7 +11,7 @@ from . import kernel_nat
 from .control import Engine
 from .namespaces import LabError, Namespace, ip_batch, make, why_not
 from .portal import Portal
-from .profiles import NAT64_PREFIX, Pair, Profile, pair, pair_of
+from .profiles import Pair, Profile, pair, pair_of
 from .runs import Run
 from .servers import KINDS, Servers, broker_addresses
 from .topology import DNS, NET_ROLE, Nic, Router, plan, server_v6
@@ -117,7 +117,7 @@ class Lab:
         for device in config["devices"].values():
             device["netns"] = self.run.namespace(device["netns"])
         self._engine = Engine(self.run, config)
-        self._servers = Servers(self.run, self.net, _nat64_prefix(self.topology), self._relays)
+        self._servers = Servers(self.run, self.net, self.topology.nat64_prefix, self._relays)
         for host in (self.a, self.b):
             self._set_up(host)
         self._servers.start(kinds)
@@ -395,14 +395,3 @@ def _kinds(servers: str | Iterable[str], topology: Topology) -> list[str]:
     if any(nic.profile.nat64 for nics in topology.hosts.values() for nic in nics):
         kinds.append("dns")
     return kinds
-
-
-def _nat64_prefix(topology: Topology) -> str:
-    """Return the prefix that the one DNS64 server puts before IPv4 addresses."""
-    behind = [nic.profile for nics in topology.hosts.values() for nic in nics if nic.profile.nat64]
-    prefixes = {profile.nat64_prefix for profile in behind} or {NAT64_PREFIX}
-    if len(prefixes) > 1:
-        raise ValueError(
-            f"there is one DNS64 server, and NAT64 by {' and '.join(sorted(prefixes))}"
-        )
-    return prefixes.pop()

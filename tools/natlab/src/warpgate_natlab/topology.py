@@ -95,6 +95,16 @@ class Topology:
     hosts: dict[str, list[Nic]]
     routers: list[Router]
 
+    @property
+    def nat64_prefix(self) -> str:
+        """What the one DNS64 server puts before IPv4 addresses; ValueError where hosts have two."""
+        behind = [nic.profile for nics in self.hosts.values() for nic in nics if nic.profile.nat64]
+        prefixes = {profile.nat64_prefix for profile in behind} or {NAT64_PREFIX}
+        if len(prefixes) > 1:
+            several = " and ".join(sorted(prefixes))
+            raise ValueError(f"there is one DNS64 server, and NAT64 by {several}")
+        return prefixes.pop()
+
 
 class _Builder:
     def __init__(self, seed: int | str, link: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from warpgate.net.constants import IP4, IP6, ROUTE_TYPES, af_name, transport_nam
 from warpgate.node.resolve import pin, resolve
 from warpgate.traversal.attempt import CLOSE_GRACE_S
 from warpgate.traversal.news import News
+from warpgate.traversal.paths import crossed
 from warpgate.traversal.plan import TURN_LIMIT, PlanOptions
 from warpgate.traversal.prepare import prepare_relays
 from warpgate.traversal.race import Race
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from warpgate.traversal.attempt import Attempt
 
 TIMEOUT_S = 60.0
+NAT64_S = 0.3
+"""How long a call waits to be told of NAT64, where only that leads to the peer without a relay."""
 
 T = TypeVar("T")
 
@@ -185,6 +188,9 @@ async def _race(
     manager = node.traversal
     network = _network(node)
     again = manager.history.what_worked(peer.node_id, network)
+    if crossed(node.peer_address, peer):
+        now = asyncio.get_running_loop().time()
+        await node.network.nat64.find(min(NAT64_S, max(0.0, deadline - now)))
     chosen = manager.plan_for(peer, replace(options, remembered=again))
     prepare_relays(manager, chosen)
     node.notify(ConnectStarted(peer.node_id, len(chosen.combinations), len(chosen.skips)))

@@ -18,11 +18,7 @@ from warpgate.net.constants import IP6, af_name
 from warpgate.net.monitor import NetworkMonitor
 from warpgate.net.nat64 import Nat64
 from warpgate.node.network_cache import NetworkCache, network_keys
-from warpgate.node.network_facts import (
-    needs_keeping,
-    usable_external,
-    with_facts,
-)
+from warpgate.node.network_facts import needs_keeping, usable_external, with_facts
 from warpgate.node.network_known import KnownNetworks, Site
 from warpgate.node.network_mapping import Keepers
 
@@ -53,19 +49,16 @@ class NetworkWatch:
     Args:
         node: whose network.
 
-    Attributes:
-        nat64: the way to IPv4 from where only IPv6 leads outside.
-
     """
 
     def __init__(self, node: Node) -> None:
-        self.nat64 = Nat64()
+        self.nat64 = Nat64()  # the way to IPv4 from where only IPv6 leads outside
         self._node = node
         self._known = KnownNetworks()
         self._keepers = Keepers(needed=self._needed, on_news=self._heard, counters=node.stats)
         self._forwarded: dict[Site, Address] = {}
         self._callbacks: list[Callable[[], None]] = []
-        self._arrivals: list[Callable[[], None]] = []
+        self._arrivals: list[Callable[[], None]] = [self.nat64.forget]
         self._monitor: NetworkMonitor | None = None
         self._last: NetReport | None = None
         self._answered_s: float | None = None
@@ -272,8 +265,7 @@ class NetworkWatch:
         if answered:
             self._answered_s = asyncio.get_running_loop().time()
         self._last = report
-        if report.nat64 is not None:
-            self.nat64.learn(report.nat64_prefix)
+        self.nat64.learn(report)
         self._apply()
         return answered
 
@@ -307,8 +299,6 @@ class NetworkWatch:
         for site in changed:
             self._keepers.drop(site)
         if changed:
-            if self._networks:
-                self.nat64.forget()
             self._networks += 1
             self._last = None
         return bool(changed)
@@ -394,8 +384,6 @@ class NetworkWatch:
             if self._surveying is not None:
                 moved = self._look()
                 self._keep()
-            elif changed:
-                self.nat64.forget()
             signed = self._apply()
             self._keepers.check(everything=changed or slept)
             if changed and not signed:
