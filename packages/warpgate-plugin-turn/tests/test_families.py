@@ -49,21 +49,17 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def make(answer: Any) -> tuple[Pool, list[tuple[str, int]]]:
         asked: list[tuple[str, int]] = []
-        servers = ServerList(SERVERS)
 
         async def open_(server: TurnServer, _address: Any, **options: Any) -> Any:
             asked.append((server.host, options["family"]))
             options["on_answer"]()
             error = answer(server.host, options["family"])
-            if isinstance(error, NotSupported):
-                now = asyncio.get_running_loop().time()
-                options["servers"].note_lack(server, options["family"], now)
             if error is not None:
                 raise error
             return Stub(server, options["family"])
 
         monkeypatch.setattr(Allocation, "open", open_)
-        return Pool(servers, Counters(), options={"servers": servers}), asked
+        return Pool(ServerList(SERVERS), Counters()), asked
 
     return make
 
@@ -135,16 +131,14 @@ def test_what_a_server_lacks_is_believed_for_a_while() -> None:
     assert servers.lacking(IP4, 101.0) == servers.lacking(IP6, 100.0 + LACKING_S) == 0
 
 
-async def test_a_server_that_lacks_a_family_is_not_asked_again() -> None:
-    """A real one says 440 once; see the laboratory's tests."""
-    servers = ServerList(SERVERS)
-    servers.note_lack(SERVERS[0], IP6, asyncio.get_running_loop().time())
-
-    async def way(_address: Any) -> Any:
-        raise AssertionError("it was dialled")
-
-    with pytest.raises(NotSupported, match="no relay addresses of this family"):
-        await Allocation.open(SERVERS[0], ("192.0.2.1", 3478), family=IP6, servers=servers, way=way)
+async def test_a_server_that_lacks_a_family_is_not_asked_again_over_another_transport(
+    world: Any,
+) -> None:
+    pool, asked = world(ipv4_only)
+    pool.servers.note_lack(SERVERS[0], IP6, asyncio.get_running_loop().time())
+    with pytest.raises(NotSupported, match=r"192\.0\.2\.1 has no relay addresses of this family"):
+        await pool.allocate(IP6)
+    assert asked == [("192.0.2.2", IP6)]
 
 
 async def test_a_server_is_dialled_where_it_is_reached() -> None:
@@ -156,8 +150,9 @@ async def test_a_server_is_dialled_where_it_is_reached() -> None:
         return "::1", 9  # nothing is there
 
     server = TurnServer("192.0.2.1", 3478, "user", "password", "tcp")
+    pool = Pool(ServerList([server]), Counters(), way=way)
     with pytest.raises(ServerUnreachable, match=r"192\.0\.2\.1"):
-        await Allocation.open(server, ("192.0.2.1", 3478), way=way)
+        await pool.take(IP4)
     assert asked == [("192.0.2.1", 3478)]
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
 from warpgate.errors import RelayError
@@ -17,7 +17,7 @@ from warpgate.net.driver import Driver
 from warpgate.net.pipe import Pipe
 from warpgate.net.udp import UdpPipe
 from warpgate.server_urls import TurnServer
-from warpgate_plugin_turn.errors import NotSupported, ServerSilent
+from warpgate_plugin_turn.errors import ServerSilent
 from warpgate_plugin_turn.machine import State, TurnMachine
 from warpgate_plugin_turn.machine_events import (
     Allocated,
@@ -32,7 +32,6 @@ from warpgate_plugin_turn.machine_events import (
 from warpgate_plugin_turn.peer_link import PeerLink
 from warpgate_plugin_turn.requests import Requests
 from warpgate_plugin_turn.server_links import ServerLink, open_stream, open_udp
-from warpgate_plugin_turn.servers import ServerList
 from warpgate_plugin_turn.wire import is_channel_data
 
 log = logging.getLogger("warpgate.turn")
@@ -42,7 +41,6 @@ SILENT_S: Final = 0.5
 """A relay that was kept is doubted when its server says nothing for so long, and two round trips."""
 
 Stranger = Callable[[bytes, Address], None]
-Way = Callable[[Address], Awaitable[Address]]
 
 
 class Allocation:
@@ -50,8 +48,7 @@ class Allocation:
 
     Attributes:
         server: where it is.
-        address: the server's ``(ip, port)``.
-        dialled: by which it is reached: NAT64 may be in between.
+        address, dialled: the server's ``(ip, port)``, and by which it is reached (NAT64 may be between).
         knock: what opens a way here, for :attr:`stranger`; dropped from those who are in already.
         family: of the relayed address.
         relayed: where peers reach us.
@@ -98,8 +95,7 @@ class Allocation:
         self._streams: set[Pipe] = set()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
-        self._retired = False
-        self._closing = False
+        self._retired = self._closing = False
         self._checking: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -113,8 +109,7 @@ class Allocation:
         counters: Counters | None = None,
         on_answer: Callable[[], None] | None = None,
         register: Callable[[Allocation], None] | None = None,
-        way: Way | None = None,
-        servers: ServerList | None = None,
+        dialled: Address | None = None,
         **options: Any,
     ) -> Allocation:
         """Allocate.
@@ -123,12 +118,11 @@ class Allocation:
             server: how the server is reached, and the credentials.
             address: its ``(ip, port)``.
             family: of the relayed address, ``IP4`` or ``IP6``.
-            tls: for ``transport`` ``tls``: checks the server's certificate.
+            tls: checks the server's certificate; only for ``transport`` ``tls``.
             counters: counts what was ignored.
             on_answer: called when the server has sent its first TURN message.
             register: called with the allocation before anything is sent.
-            way: tells by which address the server is reached; None: by its own.
-            servers: knows which have no relays of a family, and is told.
+            dialled: by which it is reached, where that is another.
             **options: for :class:`TurnMachine`.
 
         Raises:
@@ -137,26 +131,21 @@ class Allocation:
         """
         self = cls(server, address, family, Counters() if counters is None else counters)
         started = self._loop.time()
-        if servers is not None and servers.lacks(server, family, started):
-            raise NotSupported(f"TURN server {self.name} has no relay addresses of this family")
         if register is not None:
             register(self)
         try:
-            self.dialled = address if way is None else await way(address)
+            self.dialled = dialled or address
             if server.transport == "udp":
                 self._link = await open_udp(self.dialled, self._received)
             else:
-                context = tls if server.transport == "tls" else None
                 self._link = await open_stream(
-                    self.dialled, self.name, context, server.host, self._received, self._lost
+                    self.dialled, self.name, tls, server.host, self._received, self._lost
                 )
                 self.rtt_s = self._loop.time() - started
             if not self.ended:
                 self._start(self._link, options)
                 await self._first_answer(on_answer, started)
             await self._ready
-            if servers and isinstance(self.failure, NotSupported) and "protocol" not in options:
-                servers.note_lack(server, family, self._loop.time())
             if self.ended:
                 raise self.failure or RelayError("the allocation was closed while it was made")
         except BaseException:

@@ -49,7 +49,9 @@ class TurnFactory:
         """
         conf = settings(node.conf)
         self._nat64 = node.network.nat64
-        self.pool = make_pool(node.conf["turn_servers"], conf, node.stats, unix_time=node.unix_time)
+        self.pool = make_pool(
+            node.conf["turn_servers"], conf, node.stats, unix_time=node.unix_time, way=self.way
+        )
         self.streams: bool = conf.get("streams", True)
         self.standby = Standby(node, self.pool, conf.get("standby"))
         self.stun_servers: tuple[Address, ...] = ()

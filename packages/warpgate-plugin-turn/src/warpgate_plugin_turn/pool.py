@@ -6,7 +6,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from warpgate.net.addresses import Address
 from warpgate.net.constants import IP4
 from warpgate.server_urls import TurnServer
 from warpgate_plugin_turn.allocation import Allocation
-from warpgate_plugin_turn.errors import NoServers
+from warpgate_plugin_turn.errors import NoServers, NotSupported
 from warpgate_plugin_turn.search import STAGGER_S, Search
 from warpgate_plugin_turn.servers import ServerList, ServerState
 from warpgate_plugin_turn.serving import serving
@@ -38,10 +38,11 @@ class Pool:
         servers: the configured servers.
         counters: the node's.
         tls: checks servers' certificates; None: the system's authorities.
-        options: for every :meth:`~warpgate_plugin_turn.allocation.Allocation.open`.
+        options: for every :class:`~warpgate_plugin_turn.machine.TurnMachine`.
         stagger_s: see ``search.STAGGER_S``.
         warm_s: see ``WARM_S``.
         unix_time: the clock of time-limited user names.
+        way: tells by which address a server is reached; None: by its own.
 
     """
 
@@ -55,6 +56,7 @@ class Pool:
         stagger_s: float = STAGGER_S,
         warm_s: float = WARM_S,
         unix_time: Callable[[], float] = time.time,
+        way: Callable[[Address], Awaitable[Address]] | None = None,
     ) -> None:
         self.servers = servers
         self.counters = counters
@@ -63,6 +65,7 @@ class Pool:
         self._tls = tls
         self._options = options or {}
         self._unix_time = unix_time
+        self._way = way
         self._open: set[Allocation] = set()
         self._leaving: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -136,10 +139,20 @@ class Pool:
         async def open_(
             server: TurnServer, address: Address, on_answer: Callable[[], None]
         ) -> Allocation:
-            return await Allocation.open(
-                server, address, family=af, tls=self.context(server), counters=self.counters,
-                on_answer=on_answer, register=self._register, **options,
-            )  # fmt: skip
+            if not streams and self.servers.lacks(server, af, now):
+                raise NotSupported(
+                    f"TURN server {server.host} has no relay addresses of this family"
+                )
+            dialled = address if self._way is None else await self._way(address)
+            try:
+                return await Allocation.open(
+                    server, address, dialled=dialled, family=af, tls=self.context(server),
+                    counters=self.counters, on_answer=on_answer, register=self._register, **options,
+                )  # fmt: skip
+            except NotSupported:
+                if not streams:
+                    self.servers.note_lack(server, af, now)
+                raise
 
         search = Search(
             states, open_, self._drop, self._server_failed,
