@@ -35,6 +35,7 @@ class Stub:
     def __init__(self, server: TurnServer, family: int) -> None:
         self.server, self.family = server, family
         self.rtt_s, self.ended, self.on_end = 0.01, False, lambda _self: None
+        self.on_lost: list[Any] = []
 
     def close(self) -> None:
         self.ended = True

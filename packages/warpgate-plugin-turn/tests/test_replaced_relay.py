@@ -23,7 +23,7 @@ class Relay:
     def __init__(self, port: int) -> None:
         self.server = TurnServer("192.0.2.20", 3478, "user", "password", "tcp")
         self.address, self.relayed = ("192.0.2.20", 3478), ("192.0.2.20", port)
-        self.mapped, self.knock = ("198.51.100.1", 4000), b""
+        self.mapped, self.knock, self.family = ("198.51.100.1", 4000), b"", IP4
         self.name, self.failure, self.ended = "192.0.2.20 port 3478", None, False
         self.stranger: Any = None
         self.on_refused: Any = None

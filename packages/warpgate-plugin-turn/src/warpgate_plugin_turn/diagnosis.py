@@ -11,6 +11,7 @@ from warpgate.errors import ConfigError, RelayError
 from warpgate.events import Counters
 from warpgate.findings import Finding
 from warpgate.net.constants import IP4, IP6
+from warpgate.net.nat64 import Nat64
 from warpgate.protocol.ip import is_public
 from warpgate.server_urls import TurnServer, join_host_port
 from warpgate_plugin_turn.allocation import Allocation
@@ -87,7 +88,8 @@ async def diagnose(conf: Mapping[str, Any]) -> list[Finding]:
         ]
     try:
         own = settings(conf)
-        pools = [make_pool([server], own, Counters()) for server in servers]
+        way = Nat64().way
+        pools = [make_pool([server], own, Counters(), way=way) for server in servers]
     except ConfigError as error:
         return [Finding("fail", SUBJECT, str(error), "correct the setting")]
     return list(await asyncio.gather(*map(_ask, servers, pools)))

@@ -89,7 +89,7 @@ class TurnFactory:
 
     async def way(self, server: Address) -> Address:
         """Return by which address a server is reached from here: NAT64 may be in between."""
-        return await self._nat64.reach(server[0]), server[1]
+        return await self._nat64.way(server)
 
     async def my_turn(self, key: tuple[str, int]) -> asyncio.Event:
         """Wait until no other attempt of this node at the same peer holds a relay.

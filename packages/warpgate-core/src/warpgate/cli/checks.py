@@ -184,13 +184,14 @@ async def brokers(urls: Sequence[str], keep: int) -> list[Finding]:
 
 async def _broker(url: str) -> Finding:
     from warpgate.identity import Identity
+    from warpgate.net.nat64 import Nat64
     from warpgate.server_urls import redact
     from warpgate.signalling.mqtt_transport import MqttTransport
 
     subject = f"broker {redact(url)}"
     identity = Identity.generate()
     try:
-        transport = MqttTransport(identity, [url], 1, Counters())
+        transport = MqttTransport(identity, [url], 1, Counters(), reach=Nat64().reach)
     except ConfigError as error:
         return Finding("fail", subject, str(error), "correct the URL")
     returned = asyncio.Event()

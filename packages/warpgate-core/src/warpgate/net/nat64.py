@@ -9,6 +9,7 @@ from typing import Final
 from ..nat.classify import embedded, nat64_prefix, synthesize
 from ..nat.report import NetReport
 from ..protocol.ip import is_public
+from .addresses import Address
 from .constants import IP4, IP6
 from .resolve import Entry, look_up
 
@@ -56,6 +57,10 @@ class Nat64:
             return ip
         prefix = await self.find()
         return ip if prefix is None else synthesize(prefix, ip)
+
+    async def way(self, server: Address) -> Address:
+        """Return the ``(ip, port)`` by which a server is reached from here; see :meth:`reach`."""
+        return await self.reach(server[0]), server[1]
 
     def native(self, ip: str) -> str:
         """Return the IPv4 address that :meth:`reach` made this one from, else the address itself."""
