@@ -24,7 +24,7 @@ from warpgate.plugin import Plugin
 from warpgate.protocol.peer_address import pack_address
 from warpgate.protocol.web_page import is_web_page, what_speaks
 from warpgate.signalling import direct as direct_module
-from warpgate.signalling import mqtt_transport
+from warpgate.signalling import mqtt_link, mqtt_transport
 from warpgate.signalling.mqtt_transport import MqttTransport
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -34,11 +34,12 @@ PAGE = b"HTTP/1.1 302 Found\r\nLocation: http://login.example/\r\nContent-Length
 
 
 @asynccontextmanager
-async def portal(answer=PAGE, context=None, port=0):
+async def portal(answer=PAGE, context=None, port=0, seen=lambda: None):
     """Answer every connection once its client has said something."""
     tasks = set()
 
     async def serve(reader, writer):
+        seen()
         tasks.add(asyncio.current_task())
         try:
             await reader.read(4096)
@@ -159,6 +160,16 @@ async def test_a_strangers_certificate(stranger, monkeypatch) -> None:
             with pytest.raises(SignallingError, match="the certificate is refused: self-signed"):
                 await transport.send(own, b"signal")
         assert transport.status()[0].answered_by == "stranger"
+
+
+async def test_it_is_tried_often_until_the_login(monkeypatch) -> None:
+    monkeypatch.setattr(mqtt_link, "LOGIN_CAP_S", 0.05)
+    monkeypatch.setattr(mqtt_link, "BACKOFF_CAP_S", 600.0)
+    tries = asyncio.Semaphore(0)
+    async with portal(seen=tries.release) as port, signalling(f"mqtt://127.0.0.1:{port}"):
+        async with asyncio.timeout(GUARD_S):  # a back-off that doubles would take minutes
+            for _ in range(12):
+                await tries.acquire()
 
 
 async def test_a_broker_that_is_gone_is_no_login_page() -> None:

@@ -24,6 +24,8 @@ BACKOFF_BASE_S: Final = 0.2
 BACKOFF_CAP_S: Final = 30.0
 LOGIN_CAP_S: Final = 3.0
 """The back-off's cap while somebody else answers: after the login the broker is there at once."""
+LOGIN_S: Final = 600.0
+"""After so long it is no login that is waited for."""
 STEADY_S: Final = 10.0
 """A connection that held this long resets the back-off."""
 PATIENCE_S: Final = 0.3
@@ -171,7 +173,8 @@ class BrokerLink:
                 delay = await self._hold(session, delay)
             self._set("waiting")
             self.was_away = True
-            delay = min(delay, LOGIN_CAP_S) if self._wrong is not None else delay
+            if self._wrong is not None and self.down_for() < LOGIN_S:
+                delay = min(delay, LOGIN_CAP_S)
             log.debug("broker %s: %s; again in %.1f s", self.name, self._error, delay)
             self._nudged.clear()
             earliest = BACKOFF_BASE_S - (loop.time() - began)
