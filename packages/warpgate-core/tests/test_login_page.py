@@ -57,6 +57,8 @@ async def portal(answer=PAGE, context=None, port=0, seen=lambda: None):
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        for _ in range(10):  # what was accepted just now begins
+            await asyncio.sleep(0)
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=1)
             for task in late:
