@@ -100,7 +100,7 @@ class Coturn:
 
     def log(self) -> str:
         """Return what it has logged; with ``verbose`` among the lines that is a good deal."""
-        return self._log.read_text("utf-8")
+        return self._log.read_text("utf-8", "replace")
 
     def __enter__(self) -> Self:
         self.start()
