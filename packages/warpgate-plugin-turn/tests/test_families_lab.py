@@ -81,8 +81,7 @@ def literals(lab: Lab, *, turn: bool = True) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("prefix", ["64:ff9b::/96", OTHER_PREFIX])
-@pytest.mark.parametrize("calls", [True, False])
+@pytest.mark.parametrize(("prefix", "calls"), [("64:ff9b::/96", True), (OTHER_PREFIX, False)])
 def test_every_server_is_given_by_its_ipv4_address(natlab: Any, prefix: str, calls: bool) -> None:
     """Only the IPv6-only side has a relay; it reaches broker, STUN and TURN server through NAT64."""
     behind = replace(profile("v6-only-nat64"), nat64_prefix=prefix)
@@ -144,8 +143,7 @@ def test_brokers_and_relays_are_reached_without_any_survey(natlab: Any) -> None:
 # A TURN server that relays to IPv4 only, on the side that has IPv4.
 
 
-@pytest.mark.parametrize("prefix", ["64:ff9b::/96", OTHER_PREFIX])
-@pytest.mark.parametrize("calls", [True, False])
+@pytest.mark.parametrize(("prefix", "calls"), [("64:ff9b::/96", True), (OTHER_PREFIX, False)])
 def test_a_relay_of_ipv4_serves_a_peer_behind_nat64(natlab: Any, prefix: str, calls: bool) -> None:
     """The IPv6-only side has no server; its packets come from the NAT64's address."""
     behind = replace(profile("v6-only-nat64"), nat64_prefix=prefix)
