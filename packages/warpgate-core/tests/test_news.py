@@ -61,7 +61,7 @@ class FakeAttempt:
     """Plays what its strategy's script says: ``(seconds, what, …)``."""
 
     proving, cleanup, heard, met = False, None, 0, False
-    on_candidate = on_end = on_news = winner = None
+    on_candidate = on_end = on_news = winner = skip = None
 
     def __init__(self, manager, combination, peer):
         self.manager, self.combination, self.peer = manager, combination, peer
