@@ -103,18 +103,15 @@ class BrokerLink:
         self.was_away = self.was_up = False
         self._wrong: WrongServer | None = None
         self._wrong_at = 0.0
-        self._url = url
-        self._topics = topics
+        self._url, self._topics = url, topics
         self._on_message = on_message
         self._permit, self._reach = permit, reach
-        self._context = context
-        self._on_connected = on_connected
+        self._context, self._on_connected = context, on_connected
         self._session: Session | None = None
         self._task: asyncio.Task[None] | None = None
         self._version = 0
         self._state = "connecting"
-        self._since = 0.0
-        self._down_at = 0.0
+        self._since = self._down_at = 0.0
         self._publishing = 0
         self._error = ""
         self._latency_s: float | None = None
