@@ -177,6 +177,31 @@ async def test_another_network_needs_others(warm: Both) -> None:
     assert servers.given[0].ended
 
 
+async def test_after_a_login_all_are_got_anew(warm: Both) -> None:
+    keeper, servers = warm
+    keeper.hold({IP4})
+    keeper.prepare(IP6)
+    await until(lambda: keeper.has(IP4) and keeper.has(IP6))
+    before = list(servers.given)
+    keeper.renew()
+    await until(lambda: keeper.has(IP4))
+    assert all(stub.ended for stub in before)
+    assert [stub.af for stub in servers.open] == [IP4]
+
+
+async def test_a_search_from_before_a_login_does_not_count(warm: Both) -> None:
+    keeper, servers = warm
+    servers.refusing = True
+    keeper.prepare(IP4)
+    taking = asyncio.ensure_future(keeper.take(IP4))
+    await asyncio.sleep(0)
+    keeper.renew()
+    assert await taking is None  # the pool asks anew
+    keeper.prepare(IP4)
+    with pytest.raises(RelayError, match="no room"):
+        await keeper.take(IP4)
+
+
 async def test_nothing_is_replaced_when_the_pool_closes(warm: Both) -> None:
     keeper, servers = warm
     keeper.hold({IP4})

@@ -41,6 +41,19 @@ def brokers(lab: Lab, tls: bool) -> dict[str, Any]:
     return {"brokers": lab.servers.brokers(https=tls), "stun_servers": lab.servers.stun()}
 
 
+def test_a_portal_on_443_alone_is_enough() -> None:
+    with Lab("https-only", "port-restricted", servers=["mqtt", "stun"]) as lab:
+        lab.captive("a")
+        with nodes(lab) as (a, b):
+            found = call(a, b)
+            assert not found["ok"]
+            assert "open a web browser and log in" in found["error"].partition("\n")[0]
+            assert found["report"]["seconds"] < SOON_S  # a dial without an answer takes that long
+            lab.login("a")
+            found = call(a, b)
+            assert (found["ok"], found["path"]) == (True, "relay")
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["mqtt", "mqtts"])
 def test_a_call_before_the_login_fails_soon_and_says_why(tls: bool) -> None:
     with Lab("port-restricted", "port-restricted", servers=["mqtt", "stun"]) as lab:

@@ -68,6 +68,7 @@ class TurnFactory:
         """Forget what the network before this one did, or this one before its login."""
         self._udp_silent_until = 0.0
         self.pool.servers.forgive()
+        self.pool.warm.renew()
         self._resolving.cancel()
         self._resolving = asyncio.get_running_loop().create_task(self._resolve())
 

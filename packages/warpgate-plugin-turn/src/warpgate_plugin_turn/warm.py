@@ -52,6 +52,7 @@ class Warm:
         self._timers: dict[int, asyncio.TimerHandle] = {}  # the end of a prepared one, or a retry
         self._held: set[int] = set()
         self._failures: dict[int, int] = {}
+        self._renewals = 0
         self._closed = False
 
     def has(self, af: int) -> bool:
@@ -88,6 +89,16 @@ class Warm:
                 self._stop_timer(af)
                 self._refill(af)
 
+    def renew(self) -> None:
+        """Give back what is there or on its way, and get those that are held anew: the network is another."""
+        self._renewals += 1
+        self._failures.clear()
+        for af in list(self._tasks):
+            self._cool(af)
+        for af in self._held:
+            self._stop_timer(af)
+            self._refill(af)
+
     @property
     def held(self) -> frozenset[int]:
         """The families of which one is kept ready."""
@@ -107,11 +118,14 @@ class Warm:
         self._stop_timer(af)
         self._failures.pop(af, None)
         self._refill(af)
+        renewals = self._renewals
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
             self._drop(task)
             raise
+        if self._renewals != renewals and task.exception() is not None:
+            return None  # that was about another network
         allocation = task.result()
         if allocation.ended:
             return None

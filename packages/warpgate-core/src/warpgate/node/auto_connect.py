@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 TIMEOUT_S = 60.0
 NAT64_S = 0.3
 """How long a call waits to be told of NAT64, where only that leads to the peer without a relay."""
+LOGIN_AFTER_S = 3.0
+"""What a peer takes to answer anything, with a lost SYN and more."""
 
 T = TypeVar("T")
 
@@ -198,10 +200,12 @@ async def _race(
     report.outcomes, report.skips = race.outcomes, race.skips
     node.network.ask_again()
     news = News(race, options)
+    timer = race.loop.call_later(LOGIN_AFTER_S, _look_for_login, node, race)
     try:
         news.begin()
         winner = await race.run(deadline - race.loop.time(), limit_s)
     finally:
+        timer.cancel()
         await news.close()
     if winner is None:
         report.error = _explain(node, peer, options, report, race.heard)
@@ -211,6 +215,12 @@ async def _race(
         worked = (outcome.strategy, outcome.af, outcome.route_type)
         manager.history.worked(peer.node_id, network, worked)
     return winner
+
+
+def _look_for_login(node: Node, race: Race) -> None:
+    """End a call that a captive network leaves no way but dials into silence."""
+    if node.rendezvous.login_wanted() and not race.heard:
+        race.give_up("nothing but a login page is heard in this network")
 
 
 def _network(node: Node) -> Hashable:

@@ -159,6 +159,17 @@ class Race:
                     attempt.lose(f"{skip.reason.value}: {skip.detail}", "failed")
         self._changed.set()
 
+    def give_up(self, cause: str) -> None:
+        """End what runs and start nothing more: nothing can come of it, for a reason in words."""
+        self.skips += [
+            replace(_skip(combination, SkipReason.IMPOSSIBLE), detail=cause)
+            for combination in self._waiting
+        ]
+        self._waiting.clear()
+        for attempt in list(self._running):
+            attempt.lose(cause, "failed")
+        self._changed.set()
+
     @property
     def heard(self) -> bool:
         """Whether the peer has answered a signal, or a stream was connected."""
