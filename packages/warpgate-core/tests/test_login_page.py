@@ -19,6 +19,7 @@ from warpgate.events import Counters
 from warpgate.hello.wire import PREFIX, Deframer, NotAHello
 from warpgate.identity import Identity
 from warpgate.net.constants import IP4, NIC_BIND
+from warpgate.node import auto_connect as auto_connect_module
 from warpgate.node.auto_connect import auto_connect
 from warpgate.plugin import Plugin
 from warpgate.protocol.peer_address import pack_address
@@ -231,6 +232,33 @@ async def test_a_call_names_the_login_and_has_met_nobody(start) -> None:
         pipe, _ = await auto_connect(alice, address, GUARD_S)
         assert pipe is None
         assert "which answered no signal and no dial" in str(alice.last_report.error)
+
+
+class Waits(Plugin):
+    """Waits for a peer that never comes, as a dial does whose packets are dropped."""
+
+    name, transport, phase = "waits", "tcp", "direct"
+
+    async def run(self, reply=None):
+        await asyncio.Event().wait()
+
+
+async def test_a_call_into_silence_ends_when_all_brokers_are_strangers(start, monkeypatch) -> None:
+    monkeypatch.setattr(auto_connect_module, "LOGIN_AFTER_S", 0.05)
+    bob = await start(Waits)
+    async with portal() as broker:
+        conf = {"brokers": [f"mqtt://127.0.0.1:{broker}"], "sig_pipe_no": 1}
+        alice = await start(Waits, conf=conf)
+        async with asyncio.timeout(GUARD_S):
+            while alice.rendezvous.login_wanted() == "":  # noqa: ASYNC110  # no event tells of it
+                await asyncio.sleep(0.01)
+        pipe, _ = await auto_connect(alice, bob.address(), 10 * GUARD_S)
+        assert pipe is None
+        report = alice.last_report
+        assert "open a web browser and log in" in str(report.error)
+        assert {each.status for each in report.outcomes} == {"failed"}
+        assert all("nothing but a login page" in each.cause for each in report.outcomes)
+        await alice.close()
 
 
 @pytest.mark.parametrize("answer", [PAGE, b""], ids=["page", "end"])
