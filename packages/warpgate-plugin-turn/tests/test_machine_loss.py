@@ -12,7 +12,7 @@ from warpgate.stun.attributes import USERNAME, ErrorCode
 from warpgate.stun.message import decode
 from warpgate_plugin_turn import errors, wire
 from warpgate_plugin_turn.machine import FAREWELL_S, State
-from warpgate_plugin_turn.machine_events import Closed, Failed, Permitted
+from warpgate_plugin_turn.machine_events import Closed, Failed, Permitted, Refused
 
 PEER = ("203.0.113.10", 5000)
 GONE = ErrorCode(437, "Allocation Mismatch")
@@ -74,6 +74,27 @@ def test_one_lost_permission_of_a_server_that_speaks_is_no_death(allocated: Make
     server.run(4.0)
     (event,) = server.events  # refused, and the allocation lives
     assert event.ip == "203.0.113.77"
+    assert server.machine.state is State.ALLOCATED
+
+
+def test_a_refusal_that_may_mean_a_lost_allocation_is_looked_into(allocated: Make) -> None:
+    server = allocated()
+    server.errors[wire.CREATE_PERMISSION] = ErrorCode(400, "Bad Request")  # coturn's way to say 437
+    server.errors[wire.REFRESH] = GONE
+    server.machine.permit(PEER[0], 1.0)
+    server.step()
+    assert type(failure(server)) is AllocationExpired
+
+
+def test_a_refusal_of_a_server_that_knows_the_allocation_is_one(allocated: Make) -> None:
+    server = allocated()
+    server.errors[wire.CREATE_PERMISSION] = ErrorCode(400, "Bad Request")
+    server.machine.permit(PEER[0], 1.0)
+    server.step()
+    (event,) = server.events
+    assert isinstance(event, Refused)
+    assert "400 Bad Request" in str(event.error)
+    assert server.count(wire.REFRESH) == 1
     assert server.machine.state is State.ALLOCATED
 
 

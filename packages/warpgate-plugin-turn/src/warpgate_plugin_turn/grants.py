@@ -47,7 +47,7 @@ class Grants:
 
     Args:
         requests: how the server is asked.
-        tell: takes the events ``Permitted`` and ``Refused``.
+        tell: takes the events ``Permitted`` and ``Refused``, and the time.
         lost: told of an answer, or the lack of one, that may mean that there is no allocation any
             more; returns whether that is so.
         permission_s, channel_s: the server's lifetimes, in seconds.
@@ -57,7 +57,7 @@ class Grants:
     def __init__(
         self,
         requests: Requests,
-        tell: Callable[[Event], None],
+        tell: Callable[[Event, float], None],
         lost: Callable[[RelayError, float], bool],
         permission_s: float = PERMISSION_LIFETIME_S,
         channel_s: float = CHANNEL_LIFETIME_S,
@@ -134,13 +134,13 @@ class Grants:
                 if not isinstance(result, RelayError):
                     permission.renew_at = now + self._permission_s * RENEW_AT
                     if not permission.granted:
-                        self._tell(Permitted(ip))
+                        self._tell(Permitted(ip), now)
                     permission.granted = True
                 elif len(asked) > 1:
                     self._ask_permission([ip], now)  # each on its own: one of them is to blame
                 else:
                     del self._permissions[ip]
-                    self._tell(Refused(ip, result))
+                    self._tell(Refused(ip, result), now)
 
         # RFC 8656 section 9.1: the port is of no importance.
         peers: list[tuple[int, Any]] = [(XOR_PEER_ADDRESS, (ip, 0)) for ip in asked]

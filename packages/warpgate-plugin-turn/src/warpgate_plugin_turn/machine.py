@@ -11,12 +11,12 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
 
-from warpgate.errors import AllocationExpired, RelayError, RemoteProtocolError
+from warpgate.errors import AllocationExpired, AllocationRefused, RelayError, RemoteProtocolError
 from warpgate.events import Counters
 from warpgate.net.constants import IP4, af_name
 from warpgate.stun.attributes import XOR_MAPPED_ADDRESS, Address
 from warpgate.stun.message import TRANSACTION_ID_BYTES, Message, MessageClass, encode
-from warpgate_plugin_turn.errors import ServerSilent, ServerUnreachable
+from warpgate_plugin_turn.errors import Forbidden, NotSupported, ServerSilent, ServerUnreachable
 from warpgate_plugin_turn.grants import CHANNEL_LIFETIME_S, PERMISSION_LIFETIME_S, RENEW_AT, Grants
 from warpgate_plugin_turn.machine_events import (
     Allocated,
@@ -25,6 +25,7 @@ from warpgate_plugin_turn.machine_events import (
     Failed,
     Incoming,
     PeerData,
+    Refused,
 )
 from warpgate_plugin_turn.requests import GIVE_UP_S, Requests
 from warpgate_plugin_turn.wire import (
@@ -116,9 +117,10 @@ class TurnMachine:
         self._refreshing = False
         self._farewell_by = 0.0
         self._events: deque[Event] = deque()
+        self._doubtful: list[Event] = []
         self.grants = Grants(
             self.requests,
-            self._events.append,
+            self._granted,
             self._lost_in_use,
             permission_lifetime_s,
             channel_lifetime_s,
@@ -307,6 +309,21 @@ class TurnMachine:
             self._end(Failed(AllocationExpired(f"the relay could not be renewed: {result}")))
         else:
             self._refresh_at = now + (result.get(LIFETIME) or LIFETIME_S) * RENEW_AT
+            self._events.extend(self._doubtful)
+            self._doubtful.clear()
+
+    def _granted(self, event: Event, now: float) -> None:
+        """Tell of a permission; a refusal without a reason in the peer may mean a lost allocation.
+
+        coturn answers 400 to a CreatePermission without one: the answer to a Refresh is clear.
+        """
+        error = event.error if isinstance(event, Refused) else None
+        clear = error is None or isinstance(error, Forbidden | NotSupported)
+        if clear or not isinstance(error, AllocationRefused):
+            self._events.append(event)
+        else:
+            self._doubtful.append(event)
+            self.probe(now)
 
     def _lost_in_use(self, error: RelayError, now: float) -> bool:
         """Take what a permission or channel came to; only what says nothing at all is silent."""
