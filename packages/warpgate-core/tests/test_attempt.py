@@ -109,6 +109,48 @@ class Silent:
 # What a strategy may do with its future.
 
 
+@pytest.mark.parametrize("wanted", ["tcp", "udp", None])
+async def test_only_a_pipe_of_the_wanted_transport_is_taken(pair, wanted):
+    async def run(self, reply=None):
+        self.wanted_transport = wanted
+        self.pipe = await dial(self)
+        self.result.set_result(self.pipe)
+        if wanted == "udp":
+            self.result.set_result(None)
+
+    alice, bob = await pair(run)
+    plugin, attempt = await connect(alice, bob)
+    pipe = await plugin.result
+    if wanted == "udp":
+        assert pipe is None
+        assert attempt.outcome.cause == "the pipe's transport is tcp, not udp as asked for"
+        assert plugin.pipe.closed
+        assert alice.stats["pipes_of_other_transport"] == 1
+    else:
+        assert pipe is plugin.pipe
+
+
+async def test_a_proven_pipe_of_another_transport_is_not_taken_either(pair):
+    """What ``wait_for_inbound`` returns is proven already."""
+
+    async def run(self, reply=None):
+        if not self.initiator:
+            self.result.set_result(await dial(self))
+            return
+        self.wanted_transport = "udp"
+        self.register_inbound()
+        await self.send_signal_msg(ConMsg())
+        self.pipe = await self.wait_for_inbound()
+        self.result.set_result(self.pipe)
+        self.result.set_result(None)
+
+    alice, bob = await pair(run)
+    plugin, attempt = await connect(alice, bob)
+    assert await plugin.result is None
+    assert attempt.outcome.cause == "the pipe's transport is tcp, not udp as asked for"
+    assert plugin.pipe.closed
+
+
 async def test_a_pipe_resolves_only_after_the_hello(pair):
     seen = []
 

@@ -48,6 +48,15 @@ def test_the_plan_learns_what_it_must_know():
     assert (info.route_types, info.after_punching) == (ROUTE_TYPES, True)
 
 
+def test_a_strategy_may_make_the_other_transport_too():
+    both = type("Both", (Good,), {"transports": ("udp", TCP)})
+    info = make_loader("both", {"class": both}).info()
+    assert (info.transport, info.transports) == ("udp", ("udp", "tcp"))
+    assert [info.makes(each) for each in (None, "udp", "tcp")] == [True, True, True]
+    only = make_loader("good", {"class": Good}).info()
+    assert [only.makes(each) for each in (None, "udp", "tcp")] == [True, True, False]
+
+
 def test_the_constant_tcp_is_a_transport_too():
     class Numbered(Good):
         transport, route_types = TCP, [NIC_BIND]
@@ -87,6 +96,8 @@ def test_what_cannot_be_used_is_refused_when_it_is_installed(spec, text):
         ("transport", None, "transport"),
         ("phase", "sideways", "sideways"),
         ("route_types", (99,), "99"),
+        ("transports", ("udp", "sctp"), "sctp"),
+        ("transports", None, "not iterable"),
     ],
 )
 def test_so_is_a_class_with_a_wrong_attribute(attribute, value, text):

@@ -91,6 +91,15 @@ def test_random_probe_waits_until_all_punching_has_ended(near):
     assert found.order.index("spray") < found.order.index(group) < found.order.index("relay")
 
 
+def test_a_strategy_that_makes_both_transports_is_tried_for_either(near):
+    both = StrategyInfo("turn", "relay", "udp", transports=("udp", "tcp"))
+    for wanted in (None, "udp", "tcp"):
+        found = plan(*near, [DIRECT, both], PlanOptions(transport=wanted))
+        assert {c.transport for c in found.combinations if c.strategy == "turn"} == {wanted}
+    found = plan(*near, [DIRECT, TURN], PlanOptions(transport="tcp"))
+    assert "turn" not in {c.strategy for c in found.combinations}
+
+
 def test_relays_come_after_relay_after(near):
     assert plan(*near, ALL, PlanOptions(relay_after_s=7.5)).opens_s["relay"] == 7.5
 

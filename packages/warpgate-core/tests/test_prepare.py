@@ -13,9 +13,11 @@ from warpgate.traversal.plan import Combination, Plan
 from warpgate.traversal.prepare import prepare_relays
 
 
-def combination(strategy: str, group: str, peer_af: int = 0) -> Combination:
+def combination(
+    strategy: str, group: str, peer_af: int = 0, transport: str | None = None
+) -> Combination:
     path = Path(IP4, EXT_BIND, 0, 0, "203.0.113.1", 4000, 2, False, False, peer_af)
-    return Combination(strategy, group, group, path)
+    return Combination(strategy, group, group, path, transport=transport)
 
 
 class Factory:
@@ -27,7 +29,9 @@ class Factory:
 
 
 def manager(factory: object, report: NetReport | None = None) -> SimpleNamespace:
-    loaders = {"turn": SimpleNamespace(factory=factory), "plain": SimpleNamespace(factory=None)}
+    info = SimpleNamespace(transport="udp")
+    turn = SimpleNamespace(factory=factory, info=lambda: info)
+    loaders = {"turn": turn, "plain": SimpleNamespace(factory=None)}
     node = SimpleNamespace(net_report=report)
     return SimpleNamespace(node=node, plugin_loaders=loaders, stats=Counters())
 
@@ -52,6 +56,14 @@ def test_nothing_is_prepared_while_something_else_has_a_chance() -> None:
     plan = Plan((combination("udp_punch", "spray"), combination("turn", "relay")))
     prepare_relays(manager(factory), plan)
     assert factory.asked == []
+
+
+def test_nothing_is_prepared_for_a_call_that_wants_the_other_transport() -> None:
+    factory = Factory()
+    prepare_relays(manager(factory), Plan((combination("turn", "relay", transport="tcp"),)))
+    assert factory.asked == []
+    prepare_relays(manager(factory), Plan((combination("turn", "relay", transport="udp"),)))
+    assert factory.asked == [(IP4, False)]
 
 
 def test_a_factory_that_raises_is_counted(caplog) -> None:

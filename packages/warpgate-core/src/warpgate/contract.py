@@ -69,6 +69,7 @@ def check_strategy(cls: Any) -> None:
         transport_name(cls.transport)
     except ValueError as error:
         raise defect(f"{where}: {error}", 'set transport = "tcp" or "udp"') from None
+    _check_transports(where, cls.transports, transport_name(cls.transport))
     _check_phase(cls)
     _check_route_types(cls)
     _check_conf(where, cls.conf)
@@ -95,6 +96,18 @@ def _check_name(where: str, name: object) -> None:
             f"{where}: name {name!r} is not usable",
             f"use 1 to {MAX_NAME_LENGTH} letters, digits, underscores and hyphens",
         )
+
+
+def _check_transports(where: str, transports: object, usual: str) -> None:
+    mend = 'use a tuple such as ("udp", "tcp"), with its transport among them; or leave it out'
+    if not isinstance(transports, tuple | list):
+        raise defect(f"{where}: transports is {describe(transports)}, not a tuple", mend)
+    try:
+        names = [transport_name(each) for each in transports]
+    except ValueError as error:
+        raise defect(f"{where}: transports {transports!r}: {error}", mend) from None
+    if names and usual not in names:
+        raise defect(f"{where}: transports {transports!r} lacks its transport {usual}", mend)
 
 
 def _check_phase(cls: type[Plugin]) -> None:

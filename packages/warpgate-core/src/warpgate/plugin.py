@@ -39,10 +39,16 @@ class Plugin:
     overrides :meth:`run`. Everything else has a default. The manager fills the instance
     attributes before it calls :meth:`run`; without a manager (in a unit test) ``result`` is a
     plain future.
+
+    ``transport`` is what its pipes are where the caller doesn't mind; ``transports`` all that it can
+    make, where that is more. ``wanted_transport`` then says what the call asked for: ``"tcp"``,
+    ``"udp"`` or None. The peer's attempt does not know it; it may set it from the first signal.
+    The core closes a pipe of another transport.
     """
 
     name: ClassVar[str]
     transport: ClassVar[Any]
+    transports: ClassVar[tuple[Any, ...]] = ()
     phase: ClassVar[str | None] = None
     route_types: ClassVar[tuple[int, ...]] = (NIC_BIND, EXT_BIND, LOOPBACK_BIND)
     conf: ClassVar[dict[str, Any]] = {"timeout": DEFAULT_TIMEOUT_S, "set_bind": False}
@@ -58,6 +64,7 @@ class Plugin:
         self.same_machine: bool = False
         self.timeout: float = float(self.conf.get("timeout", DEFAULT_TIMEOUT_S))
         self.initiator: bool = True
+        self.wanted_transport: str | None = None
         self.manager: TraversalManager = None  # type: ignore[assignment]
         self.node: Node = None  # type: ignore[assignment]
         self.route: Route | None = None

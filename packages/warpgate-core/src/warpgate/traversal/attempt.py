@@ -201,6 +201,12 @@ class Attempt:
 
     def _offer_pipe(self, pipe: Pipe) -> None:
         self.met = self.met or pipe.transport == "tcp"
+        wanted = self.plugin.wanted_transport
+        if wanted not in (None, pipe.transport) and not self.ended:
+            self._refuse_pipe(
+                pipe, f"the pipe's transport is {pipe.transport}, not {wanted} as asked for"
+            )
+            return
         handshake = pipe.handshake
         if self.ended:
             if pipe is not self.winner:
@@ -223,6 +229,16 @@ class Attempt:
             pipe.abort()
         else:
             self.manager.proofs.prove(self, pipe)
+
+    def _refuse_pipe(self, pipe: Pipe, cause: str) -> None:
+        self.manager.stats.count("pipes_of_other_transport")
+        if pipe.handshake in self._proofs:
+            self._proofs.discard(pipe.handshake)
+            pipe.handshake.cancel()
+        pipe.abort()
+        self._last_cause = cause
+        if self._gave_up and not self._proofs:
+            self._end("failed", cause)
 
     def watch(self, handshake: Handshake) -> None:
         """Own a handshake that is about to start or was started for this attempt by a listener."""

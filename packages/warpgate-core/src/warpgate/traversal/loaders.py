@@ -84,7 +84,8 @@ class Loader:
 def _examine(name: str, cls: type[Plugin]) -> StrategyInfo:
     try:
         transport = transport_name(getattr(cls, "transport", None))
-    except ValueError as error:
+        transports = tuple(transport_name(each) for each in cls.transports)
+    except (TypeError, ValueError) as error:
         raise PluginDefinitionError(f"{name}: {error}") from None
     route_types = tuple(cls.route_types or ROUTE_TYPES)
     if cls.phase is not None and cls.phase not in PHASES:
@@ -94,7 +95,7 @@ def _examine(name: str, cls: type[Plugin]) -> StrategyInfo:
     after_punching = bool(cls.conf.get("after_punching", False))
     nat64 = bool(cls.conf.get("nat64", False))
     return StrategyInfo(
-        name, cls.phase, transport, route_types, after_punching, cls.impossible, nat64
+        name, cls.phase, transport, route_types, after_punching, cls.impossible, nat64, transports
     )
 
 

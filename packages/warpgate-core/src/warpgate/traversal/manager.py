@@ -163,6 +163,7 @@ class TraversalManager:
         plugin = loader.build()
         loopback = path.route_type == LOOPBACK_BIND
         plugin.initiator = plugin_id is None
+        plugin.wanted_transport = combination.transport
         if plugin_id is not None:
             plugin.plugin_id = plugin_id
             if self.limits.is_stranger(peer.node_id):

@@ -45,6 +45,7 @@ class StrategyInfo:
     ``after_punching`` is the strategy's own conf key of that name: it starts only when every
     punch and spray has ended. ``impossible`` is the class's method of that name. ``nat64`` is
     its conf key of that name: it only dials, so it reaches an IPv4 peer by a synthesised address.
+    ``transports`` is all that it can make, where that is more than ``transport``.
     """
 
     name: str
@@ -54,6 +55,11 @@ class StrategyInfo:
     after_punching: bool = False
     impossible: Callable[[NatPair], str | None] | None = None
     nat64: bool = False
+    transports: tuple[str, ...] = ()
+
+    def makes(self, transport: str | None) -> bool:
+        """Return whether it can make a pipe of a transport; None: any will do."""
+        return transport is None or transport in (self.transport, *self.transports)
 
     @property
     def group(self) -> str:
@@ -87,6 +93,7 @@ class Combination:
     ``delay_s`` counts from the moment its group opens (the stagger within one strategy); ``at_once``:
     it waits for neither, since it connected these peers last time; ``unlikely``: nobody waits for it;
     ``guess``: it is waited for, and had better not be all there is.
+    ``transport`` is what the caller asked for.
     """
 
     strategy: str
@@ -97,6 +104,7 @@ class Combination:
     at_once: bool = False
     unlikely: bool = False
     guess: bool = False
+    transport: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +198,7 @@ def _excluded(strategy: StrategyInfo, options: PlanOptions) -> SkipReason | None
         return SkipReason.AUXILIARY
     if options.plugins is not None and strategy.name not in options.plugins:
         return SkipReason.FILTERED
-    if options.transport is not None and strategy.transport != options.transport:
+    if not strategy.makes(options.transport):
         return SkipReason.FILTERED
     if strategy.phase == "relay" and options.relay == "never":
         return SkipReason.RELAY_NEVER
@@ -252,6 +260,7 @@ def _combine(
                     again,
                     unlikely,
                     guess,
+                    options.transport,
                 )
             )
             delay_s += STAGGER_PRIVATE_S if path.private else STAGGER_PUBLIC_S

@@ -33,8 +33,10 @@ def prepare_relays(manager: TraversalManager, chosen: Plan, *, anyway: bool = Fa
     for (name, af), combination in wanted.items():
         loader = manager.plugin_loaders.get(name)
         prepare = getattr(loader.factory, "prepare", None) if loader is not None else None
-        if prepare is None:
+        if loader is None or prepare is None:
             continue
+        if combination.transport is not None and combination.transport != loader.info().transport:
+            continue  # what is prepared is of the strategy's usual transport
         path = None if report is None else report.path(combination.path.af)
         try:
             prepare(af, udp_blocked=path is not None and path.udp is False)
