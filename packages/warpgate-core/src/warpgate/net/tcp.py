@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, cast
 
 from warpgate.errors import PipeClosed, RemoteProtocolError
@@ -26,7 +26,15 @@ NO_BUFFER = memoryview(b"")
 
 
 class TcpPipe(Pipe, asyncio.BufferedProtocol):
-    """A pipe over TCP: a reliable, ordered stream of bytes."""
+    """A pipe over TCP: a reliable, ordered stream of bytes.
+
+    Attributes:
+        half_closes: what is still on its way arrives although one end has sent its last. Set it to
+            False, at both ends, where something on the way closes both connections at once, as TURN
+            servers do (RFC 6062): who closes a sealed pipe then says so in its last record, and the
+            other end closes the connection when it has read that.
+
+    """
 
     transport: ClassVar[str] = "tcp"
 
@@ -34,6 +42,7 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
         """Prepare; ``on_connected`` is called before the first byte is read."""
         super().__init__()
         self.remote = NO_ADDRESS
+        self.half_closes = True
         self._on_connected = on_connected
         self._stream: asyncio.Transport | None = None
         self._buffer = NO_BUFFER
@@ -73,7 +82,7 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
         if sole is None:
             if self._records is None:
                 self._incoming(data, self.remote)
-            elif not self._deaf:
+            elif not self._deaf or not self.half_closes:
                 self._read_records(self._records, nbytes)
             return
         # The same as _deliver does, for the case that there is one queue, which takes everything.
@@ -91,9 +100,26 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
     def _read_records(self, records: StreamFilter, nbytes: int) -> None:
         try:
             for message in records.filled(nbytes):
-                self._deliver(message, self.remote)
+                if not self._deaf:
+                    self._deliver(message, self.remote)
         except RemoteProtocolError as error:
             self._protocol_error(error)
+        else:
+            self._note_last()
+
+    def _note_last(self) -> None:
+        """Take the peer's last record for its end, where the end itself would come too early."""
+        if self.half_closes or self._records is None or not self._records.ended:
+            return
+        if not self._deaf:
+            if not self._ended:
+                self.peer_ended()
+        elif self._stream is not None and not self._stream.is_closing():
+            self._stream.close()  # both ends have closed it
+
+    def hand_back(self, messages: Iterable[bytes] = ()) -> None:  # noqa: D102
+        super().hand_back(messages)
+        self._note_last()
 
     def set_filter(self, pipe_filter: PipeFilter | None) -> None:  # noqa: D102
         super().set_filter(pipe_filter)
@@ -218,7 +244,8 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
         self._closing = True
         self._settle_sole()
         self._settle_ready()
-        stream.close()
+        if not stream.is_closing():  # asyncio's TLS can't be asked anything after a second close
+            stream.close()
         self._linger()
 
     def _begin_close(self) -> None:
@@ -234,8 +261,12 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
             return
         if stream.is_closing():
             return
-        if heard_all or not stream.can_write_eof():
+        half_closes = self.half_closes and stream.can_write_eof()
+        if heard_all or not (half_closes or farewell):
             stream.close()
+        elif not half_closes:
+            stream.resume_reading()
+            stream.write(farewell)
         else:
             # Closing a socket with unread bytes resets the connection, and the peer would lose
             # what it has not read yet. So: say that this was the last, then read to the peer's end.
@@ -265,7 +296,10 @@ class TcpPipe(Pipe, asyncio.BufferedProtocol):
             return
         unsent = self._unsent()
         stalled_s = 0.0 if unsent < before else stalled_s + LINGER_S
-        if stalled_s >= (FLUSH_STALL_S if stream.get_write_buffer_size() else LINGER_S):
+        # Beyond a relay nobody sees what moves; only its end tells that the peer has read everything.
+        blind = not (self.half_closes or stream.is_closing())
+        patient = blind or stream.get_write_buffer_size()
+        if stalled_s >= (FLUSH_STALL_S if patient else LINGER_S):
             stream.abort()
             return
         self._timer = self._loop().call_later(LINGER_S, self._check_progress, unsent, stalled_s)
