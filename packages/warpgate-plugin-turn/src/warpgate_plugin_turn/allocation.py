@@ -159,15 +159,10 @@ class Allocation:
 
     def _start(self, link: ServerLink, options: dict[str, Any]) -> None:
         self._machine = TurnMachine(
-            username=self.server.user,
-            password=self.server.password,
-            entropy=os.urandom,
-            server=self.name,
-            reliable=link.reliable,
-            family=self.family,
-            counters=self.counters,
-            **options,
-        )
+            username=self.server.user, password=self.server.password, entropy=os.urandom,
+            server=self.name, reliable=link.reliable, family=self.family,
+            counters=self.counters, **options,
+        )  # fmt: skip
         self._driver = Driver(self._machine, self._send, self._event, on_error=self._broken)
         self._answer: asyncio.Future[None] = self._loop.create_future()
         self._driver.start()
@@ -204,15 +199,12 @@ class Allocation:
     def permit(self, ip: str) -> None:
         """Let packets from an IP address through; ``on_refused`` tells when that fails."""
         if self._alive():
-            self._driver.call(lambda now: self._permit(ip, now))
+            self._driver.call(lambda now: self._machine.permit(ip, now))
 
     def probe_every(self, seconds: float | None) -> None:
         """Ask a silent server so often whether it lives; None: as it was set at first."""
         if self._alive():
             self._driver.call(lambda _now: self._machine.probe_every(seconds))
-
-    def _permit(self, ip: str, now: float) -> None:
-        self._machine.permit(ip, now)
 
     def pipe(self, peer: Address) -> UdpPipe:
         """Return a pipe to a peer; there is at most one for each.
@@ -228,16 +220,13 @@ class Allocation:
         link = self._links[peer] = PeerLink(self, peer)
         pipe = self._pipes[peer] = UdpPipe(link, peer)
         pipe.path = "relay"
-        self._driver.call(lambda now: self._bind(peer, now))
+        self._driver.call(lambda now: self._machine.permit(peer[0], now))
+        self._driver.call(lambda now: self._machine.bind(peer, now))
         return pipe
 
     def has(self, peer: Address) -> bool:
         """Return whether a peer has its pipe."""
         return peer in self._links
-
-    def _bind(self, peer: Address, now: float) -> None:
-        self._machine.permit(peer[0], now)
-        self._machine.bind(peer, now)
 
     def send(self, data: bytes, peer: Address) -> bool:
         """Send a datagram to a peer without waiting; False when there is no room."""
@@ -292,6 +281,13 @@ class Allocation:
     def requests_beside(self) -> Requests:
         """Return what a further connection to the server asks by, as this allocation's user."""
         return self._machine.requests.beside()
+
+    def connect(self, peer: Address, done: Callable[[int | RelayError], None]) -> None:
+        """Let the relay connect to a peer over TCP; see :meth:`TurnMachine.connect`."""
+        if self._alive():
+            self._driver.call(lambda now: self._machine.connect(peer, done, now))
+        else:
+            done(self.failure or RelayError("the allocation is closed"))
 
     def attach(self, pipe: Pipe) -> None:
         """Live until a stream through the relay has closed (RFC 6062), and close it with this."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from warpgate import NATType, Pipe, Plugin, RelayError
+from warpgate import NATType, Plugin, RelayError
 from warpgate.net.addresses import Address, canonical_ip
 from warpgate.net.datagram import DatagramSocket
 from warpgate.net.udp import UdpPipe
 from warpgate.protocol.ip import is_public
 from warpgate_plugin_turn.allocation import Allocation
+from warpgate_plugin_turn.calls import Calls
 from warpgate_plugin_turn.knock import Knocker, knock
 from warpgate_plugin_turn.messages import RelayFacts
 from warpgate_plugin_turn.policy import PeerPolicy, family_of
@@ -26,26 +25,6 @@ OWN_RELAY_S: Final = 0.2
 TWO_RELAYS_S: Final = 0.25
 """The head start of a plain socket over a second relay."""
 MAX_SOCKETS: Final = 2  # the peer may name another relay once
-
-
-@dataclass(frozen=True, slots=True)
-class Calls:
-    """What opening ways asks of the attempt.
-
-    Attributes:
-        hand_over: takes each pipe.
-        spawn: runs a task that ends with the attempt.
-        tell: sends this side's facts to the peer, where they have changed.
-        allocate: gets a relay of this side's own, unless that was begun already.
-        check_hopeless: ends the attempt where nothing can come any more.
-
-    """
-
-    hand_over: Callable[[Pipe], None]
-    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-    tell: Callable[[], Coroutine[Any, Any, None]]
-    allocate: Callable[[], None]
-    check_hopeless: Callable[[], None]
 
 
 class Datagrams:

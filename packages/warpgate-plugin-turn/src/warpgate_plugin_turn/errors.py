@@ -14,6 +14,10 @@ class NoServers(RelayError):
     """No TURN server is configured here."""
 
 
+class NoStreamServers(RelayError):
+    """None of the configured TURN servers is reached over TCP or TLS, as streams need (RFC 6062)."""
+
+
 class ServerUnreachable(RelayError):
     """The server does not answer, or nothing listens there."""
 

@@ -30,6 +30,7 @@ from warpgate_plugin_turn.machine_events import (
 from warpgate_plugin_turn.requests import GIVE_UP_S, Requests
 from warpgate_plugin_turn.wire import (
     ALLOCATE,
+    CONNECT,
     CONNECTION_ATTEMPT,
     CONNECTION_ID,
     DATA,
@@ -160,6 +161,27 @@ class TurnMachine:
     def probe_every(self, seconds: float | None) -> None:
         """Ask a server that is silent for so long for a refresh; None: as it was made."""
         self._probe_s = self._usual_probe_s if seconds is None else seconds
+
+    def connect(self, peer: Address, done: Callable[[int | RelayError], None], now: float) -> None:
+        """Let the relay connect to a peer (RFC 6062 section 4.3).
+
+        Args:
+            peer: where to.
+            done: called once, with what the server calls the connection or with what went wrong;
+                not where the allocation ends before.
+            now: the time.
+
+        """
+
+        def answered(result: Message | RelayError, _now: float) -> None:
+            if isinstance(result, RelayError):
+                done(result)
+                return
+            number = result.get(CONNECTION_ID)
+            missing = RelayError(f"TURN server {self.server} did not say which connection it made")
+            done(missing if number is None else number)
+
+        self.requests.ask(CONNECT, "Connect", [(XOR_PEER_ADDRESS, peer)], answered, now)
 
     def message_for(self, data: bytes, peer: Address) -> bytes:
         """Return what is sent to the server so that a peer gets a datagram."""

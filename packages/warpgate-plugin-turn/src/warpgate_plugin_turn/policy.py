@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from warpgate import IP4, IP6, Plugin
-from warpgate.net.addresses import canonical_ip
+from warpgate.net.addresses import Address, canonical_ip
 from warpgate.protocol.ip import is_loopback, is_public
 from warpgate_plugin_turn.messages import MAX_MAPPED
 
@@ -57,6 +57,15 @@ class PeerPolicy:
     def may_relay(self, ip: str) -> bool:
         """Whether our relay may write to a relay that the peer names."""
         return ip in self.trusted or self.may_permit(ip)
+
+    def may_connect(self, relay: Address) -> bool:
+        """Whether our relay may connect over TCP to a relay that the peer names.
+
+        To private addresses only where they stand in the peer's signed address, to loopback never:
+        but for the server that our own relay is on.
+        """
+        ip = relay[0]
+        return ip in self.trusted or (not is_loopback(ip) and self.may_permit(ip))
 
     def refusal(self, ip: str) -> str | None:
         """Say why this side may not write to a server that the peer names, or None."""

@@ -16,7 +16,7 @@ from warpgate.net.addresses import Address
 from warpgate.net.constants import IP4
 from warpgate.server_urls import TurnServer
 from warpgate_plugin_turn.allocation import Allocation
-from warpgate_plugin_turn.errors import NoServers, NotSupported
+from warpgate_plugin_turn.errors import NoServers, NoStreamServers, NotSupported
 from warpgate_plugin_turn.search import STAGGER_S, Search
 from warpgate_plugin_turn.servers import ServerList, ServerState
 from warpgate_plugin_turn.serving import serving
@@ -121,6 +121,7 @@ class Pool:
 
         Raises:
             NoServers: none is configured.
+            NoStreamServers: none is over TCP or TLS, and ``streams`` is set.
             RelayError: none gave one. Where all failed alike the class says how.
 
         """
@@ -133,7 +134,9 @@ class Pool:
         if streams:
             states = [state for state in states if state.server.transport != "udp"]
         if not states:
-            raise NoServers("no TURN server is configured over TCP or TLS, which streams need")
+            raise NoStreamServers(
+                "no TURN server is configured over TCP or TLS, which streams need"
+            )
         options = {**self._options, **({"protocol": TCP_PROTOCOL} if streams else {})}
 
         async def open_(

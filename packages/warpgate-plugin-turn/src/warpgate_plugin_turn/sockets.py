@@ -22,6 +22,17 @@ STUN_BYTES: Final = 28
 RESOLVE_S: Final = 3.0
 
 
+def local_ip_towards(dest: Address) -> str | None:
+    """Return the local address from which a destination is reached; None: nothing leads there."""
+    af = IP6 if ":" in dest[0] else IP4
+    with socket.socket(af, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(system_address(af, dest))  # sends nothing
+        except OSError:
+            return None
+        return canonical_ip(user_address(probe.getsockname())[0])
+
+
 async def open_towards(dest: Address) -> DatagramSocket:
     """Return a UDP socket, bound to the local address from which a destination is reached.
 

@@ -20,6 +20,8 @@ def how_far(
     cause: Exception | None,
     peer: RelayFacts,
     refused: Iterable[Exception],
+    *,
+    stream: bool = False,
 ) -> str:
     """Return what there was on either side when an attempt ran out of time.
 
@@ -28,8 +30,10 @@ def how_far(
         cause: why there is none.
         peer: what the peer has told.
         refused: what else went wrong.
+        stream: a relay for TCP was wanted.
 
     """
+    relay = peer.stream if stream else peer.relay
     if allocation is not None:
         here = f"a relay on TURN server {allocation.name} over {allocation.server.transport}"
         here += f" (lost: {allocation.failure})" if allocation.failure else ""
@@ -37,8 +41,8 @@ def how_far(
         here = f"no relay ({named(cause) if cause else 'no server has answered yet'})"
     if not peer.knock:
         there = "it has not answered"
-    elif peer.relay is not None:
-        there = f"a relay at {peer.relay[0]} port {peer.relay[1]}, which let nothing through"
+    elif relay is not None:
+        there = f"a relay at {relay[0]} port {relay[1]}, which let nothing through"
     else:
         there = f"no relay ({printable_cause(peer.cause) or 'it needed none'})"
     return "".join([f"here {here}; at the peer: {there}", *(f"; {error}" for error in refused)])

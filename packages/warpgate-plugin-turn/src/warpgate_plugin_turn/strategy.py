@@ -12,14 +12,16 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from warpgate import AttemptSkipped, ConMsg, Pipe, RelayError, SkipReason, register
+from warpgate import ConMsg, Pipe, RelayError, register
 from warpgate.net.addresses import Address
 from warpgate.net.udp import UdpPipe
 from warpgate_plugin_turn.allocation import Allocation
-from warpgate_plugin_turn.datagrams import Calls, Datagrams
+from warpgate_plugin_turn.calls import Calls
+from warpgate_plugin_turn.datagrams import OWN_RELAY_S, Datagrams
 from warpgate_plugin_turn.diagnosis import Diagnosed
 from warpgate_plugin_turn.errors import NoServers, named
-from warpgate_plugin_turn.knock import HELLO_REPEATS_S
+from warpgate_plugin_turn.hopeless import no_permission, no_relay, no_way, only_a_stream
+from warpgate_plugin_turn.knock import HELLO_REPEATS_S, PAUSES_S
 from warpgate_plugin_turn.messages import (
     KNOCK_BYTES,
     MAX_CAUSE,
@@ -29,7 +31,7 @@ from warpgate_plugin_turn.messages import (
     TurnOffer,
 )
 from warpgate_plugin_turn.policy import PeerPolicy
-from warpgate_plugin_turn.story import how_far, printable_cause
+from warpgate_plugin_turn.story import how_far
 from warpgate_plugin_turn.streams import Streams
 
 if TYPE_CHECKING:
@@ -51,10 +53,11 @@ SPARE_S: Final = 0.1
 
 @register(phase="relay")
 class Turn(Diagnosed):
-    """Relays by TURN (RFC 8656); the pipe is one of datagrams."""
+    """Relays by TURN (RFC 8656): a pipe of datagrams, or a stream where the call asks for one."""
 
     name: ClassVar[str] = "turn"
     transport: ClassVar[Any] = "udp"
+    transports: ClassVar[tuple[Any, ...]] = ("udp", "tcp")
     conf: ClassVar[dict[str, Any]] = {"timeout": 10, "set_bind": False}
     proto_messages: ClassVar[tuple[tuple[Any, int, float], ...]] = (
         (TurnOffer, 6, 30.0),
@@ -74,13 +77,15 @@ class Turn(Diagnosed):
         self._peer: RelayFacts = RelayFacts()
         self._tasks: set[asyncio.Task[None]] = set()
         pool = factory.pool if factory is not None and factory.streams else None
-        self._streams = Streams(self, pool, self._hand_over, self._spawn)
+        way = None if factory is None else factory.way
         calls = Calls(
             self._hand_over, self._spawn, self._tell, self._allocate, self._check_hopeless
         )
         self._datagrams = Datagrams(self, factory, self._policy, self._secret, calls)
+        self._streams = Streams(self, pool, self._policy, calls, way)
         self._pipes = 0
         self._relays = 0
+        self._doubting = False
         self._known = asyncio.Event()  # whether this side has a relay
         self._told: dict[str, Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -159,14 +164,17 @@ class Turn(Diagnosed):
         try:
             if self._factory is None:
                 raise RelayError("this attempt was made without a factory")
-            pool, blocked = self._factory.pool, self._datagrams.udp_is_blocked()
-            allocation = await pool.take(self.dest_info["af"], udp_blocked=blocked)
+            if self.wanted_transport == "tcp":
+                for text in await self._streams.offer():
+                    self.note(text)
+            else:
+                pool, blocked = self._factory.pool, self._datagrams.udp_is_blocked()
+                allocation = await pool.take(self.dest_info["af"], udp_blocked=blocked)
+                self._adopt(allocation)
         except RelayError as error:
             self._cause = error
             if not isinstance(error, NoServers):
                 self.note(named(error))
-        else:
-            self._adopt(allocation)
         self._known.set()
         await self._tell()
         self._check_hopeless()
@@ -194,13 +202,34 @@ class Turn(Diagnosed):
         """Take the peer's facts, the first ones or newer ones."""
         self._begun = True
         self._peer = facts
+        if facts.wants and not self.initiator:
+            self.wanted_transport = facts.wants
         self._policy.hear(facts.mapped)
+        if self.wanted_transport == "tcp":
+            await self._hear_of_streams(facts)
+        else:
+            await self._hear_of_datagrams(facts)
+
+    async def _hear_of_streams(self, facts: RelayFacts) -> None:
+        self._streams.heard(facts)
+        if facts.stream is None:
+            if not (facts.coming or self.initiator) or facts.wants_relay:
+                self._allocate()
+        elif not self._streams.is_cut_off():
+            await asyncio.sleep(OWN_RELAY_S)
+        if self._streams.is_cut_off() or (facts.stream is not None and not self._streams.joined):
+            self._allocate()
+        self._check_hopeless()
+
+    async def _hear_of_datagrams(self, facts: RelayFacts) -> None:
         self._datagrams.heard(facts)
-        relay, stream = self._allowed(facts.relay), self._allowed(facts.stream)
-        if stream is not None:
-            self._spawn(self._streams.dial(stream))
-        if facts.no_udp and relay is None and self._allocation is not None:
-            self._spawn(self._offer_stream())
+        relay = self._allowed(facts.relay)
+        if self.wanted_transport is None:  # a stream is the last way
+            stream = self._allowed(facts.stream)
+            if stream is not None:
+                self._spawn(self._streams.dial(stream, facts.lets))
+            if facts.no_udp and relay is None and self._allocation is not None:
+                self._spawn(self._offer_stream())
         if relay is None:
             blocked = self._datagrams.udp_is_blocked()
             if blocked or not (facts.coming or self.initiator) or facts.wants_relay:
@@ -218,7 +247,10 @@ class Turn(Diagnosed):
 
     async def _offer_stream(self) -> None:
         await asyncio.sleep(STREAM_S)
-        await self._streams.offer(self._policy.peer_ips(self.dest_info["af"]))
+        try:
+            await self._streams.offer()
+        except RelayError as error:
+            self._streams.why_not = error
         await self._tell()
 
     def _hand_over(self, pipe: Pipe) -> None:
@@ -235,23 +267,26 @@ class Turn(Diagnosed):
 
     async def _tell(self, coming: bool = False) -> None:
         """Send this side's facts."""
-        ways = self._datagrams
-        facts: dict[str, Any] = {"mapped": sorted(ways.mapped)[:MAX_MAPPED], "knock": self._secret}
+        ways, streams = self._datagrams, self._streams
+        mapped = sorted(ways.mapped | streams.mapped)[:MAX_MAPPED]
+        facts: dict[str, Any] = {"mapped": mapped, "knock": self._secret, **streams.told()}
         allocation = ways.allocation
         if allocation is not None and not allocation.ended:
             facts.update(relay_ip=allocation.relayed[0], relay_port=allocation.relayed[1])
-            if self._factory is not None:
-                stun = self._factory.stun_beside(allocation)
-                facts.update(stun_ip=stun[0], stun_port=stun[1])
         elif self._cause is not None:
             facts["cause"] = str(self._cause)[:MAX_CAUSE]
             facts["no_servers"] = isinstance(self._cause, NoServers)
-        if self._streams.relayed is not None:
-            facts["stream_ip"], facts["stream_port"] = self._streams.relayed
+        beside = allocation or streams.allocation
+        if beside is not None and not beside.ended and self._factory is not None:
+            facts["stun_ip"], facts["stun_port"] = self._factory.stun_beside(beside)
+        has_way = ways.works.is_set() or streams.joined or beside is not None
         facts["no_udp"] = ways.blocked
         facts["coming"] = coming
-        facts["unreachable"] = ways.unreachable is not None
-        facts["wants_relay"] = not (coming or ways.works.is_set() or allocation is not None)
+        facts["unreachable"] = (
+            streams if self.wanted_transport == "tcp" else ways
+        ).unreachable is not None
+        facts["wants_relay"] = not (coming or has_way)
+        facts["wants"] = self.wanted_transport or ""
         if facts == self._told:
             return
         self._told = facts
@@ -262,33 +297,35 @@ class Turn(Diagnosed):
         """Fail with the cause as soon as nothing can come any more."""
         if self.result.done() or not self.initiator:
             return
-        own, theirs = self._cause, printable_cause(self._peer.cause)
-        far, near = self._datagrams.unreachable, self._allocation
-        if near is None and own is not None and self._peer.relay is None and theirs:
-            if isinstance(own, NoServers) and self._peer.no_servers:
-                nobody = AttemptSkipped(str(own), SkipReason.NO_TURN_SERVER)
-                self.result.set_exception(nobody)
-                return
-            text = f"no relay here: {named(own)}; the peer says: {theirs}"
-            self.result.set_exception(RelayError(text))
-            return
-        if near is None and own is not None and far is not None:
-            self.result.set_exception(RelayError(f"no relay here: {own}; {far}"))
-            return
-        if near is not None and self._peer.unreachable and self._peer.relay is None and theirs:
-            text = f"the relay here, {near.relayed[0]}, can't be reached by the peer; it says: {theirs}"
-            self.result.set_exception(RelayError(text))
-            return
-        mapped = self._policy.peer_ips(near.family) & self._policy.mapped if near else set()
-        refused = self._datagrams.refused
-        if mapped and not mapped - set(refused) and self._peer.relay is None:
-            self.result.set_exception(next(iter(refused.values())))
+        own, peer = self._cause, self._peer
+        ways: Datagrams | Streams = self._datagrams
+        if self.wanted_transport == "tcp":
+            ways = self._streams
+        why = no_relay(ways, own, peer) or no_way(ways, own, peer)
+        why = why or no_permission(ways, self._policy, peer)
+        if why is not None:
+            self.result.set_exception(why)
+        elif self.wanted_transport == "udp" and not self._doubting:
+            self._doubting = only_a_stream(self._datagrams, own, peer) is not None
+            if self._doubting:
+                self._spawn(self._give_up_on_datagrams())
+
+    async def _give_up_on_datagrams(self) -> None:
+        # What came too early for a permission comes again: as long as they knock, UDP may do.
+        await asyncio.sleep(sum(PAUSES_S))
+        why = only_a_stream(self._datagrams, self._cause, self._peer)
+        if why is not None and not self.result.done():
+            self.result.set_exception(why)
 
     def _out_of_time(self) -> None:
         if not self.result.done():
-            others = filter(None, [self._streams.why_not, self._datagrams.unreachable])
-            refused = [*self._datagrams.refused.values(), *others]
-            story = how_far(self._allocation, self._cause, self._peer, refused)
+            stream = self.wanted_transport == "tcp"
+            ways = self._streams if stream else self._datagrams
+            refused: list[Exception] = [*ways.refused.values()]
+            for error in (self._streams.why_not, ways.unreachable):
+                if error is not None and error not in refused:
+                    refused.append(error)
+            story = how_far(ways.allocation, self._cause, self._peer, refused, stream=stream)
             self.result.set_exception(RelayError(f"no pipe in time: {story}"))
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[None]:

@@ -17,29 +17,41 @@ from warpgate_plugin_turn.server_links import connect_stream
 from warpgate_plugin_turn.wire import CONNECTION_BIND, CONNECTION_ID, StreamSplitter
 
 BIND_S: Final = 5.0
+CONNECT_S: Final = 5.0
 
 
-class _DataConnection(asyncio.Protocol):
-    """Joins a new connection to the server with the one that a peer has made to the relay."""
+class DataConnection(asyncio.Protocol):
+    """A further connection to a server, to be joined with the one between the relay and a peer."""
 
-    def __init__(self, connection_id: int, requests: Requests) -> None:
+    def __init__(self) -> None:
         self.bound: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._connection_id = connection_id
-        self._requests = requests
+        self.transport: asyncio.Transport
+        self._requests: Requests | None = None
         self._splitter = StreamSplitter()
-        self._transport: asyncio.Transport
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+    def bind(self, connection_id: int, requests: Requests) -> None:
+        """Ask the server to join it; ``bound`` gets what the peer has said by then, or an error."""
+        self._requests = requests
         now = asyncio.get_running_loop().time()
         # Signed from the start: coturn closes what has to be challenged first.
-        wanted = [(CONNECTION_ID, self._connection_id)]
-        self._requests.ask(CONNECTION_BIND, "ConnectionBind", wanted, self._answered, now)
-        self._flush()
+        wanted = [(CONNECTION_ID, connection_id)]
+        requests.ask(CONNECTION_BIND, "ConnectionBind", wanted, self._answered, now)
+        self._flush(requests)
+
+    def close(self) -> None:
+        """Close it, unless a pipe has it."""
+        self.transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connected transport."""
+        self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Read answers, one by one: behind the last one the peer's bytes begin."""
-        now = asyncio.get_running_loop().time()
+        now, requests = asyncio.get_running_loop().time(), self._requests
+        if requests is None:  # nobody has asked for anything
+            self.transport.abort()
+            return
         while not self.bound.done():
             try:
                 messages = self._splitter.feed(data, most=1)
@@ -49,12 +61,13 @@ class _DataConnection(asyncio.Protocol):
             if not messages:
                 return
             data = b""
-            message = self._requests.read(messages[0])
+            message = requests.read(messages[0])
             if message is not None:
-                self._requests.respond(message, now)
-            self._flush()
+                requests.respond(message, now)
+            self._flush(requests)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the connection is gone."""
         self._fail(
             ConnectionLost(f"the TURN server closed the connection to the peer: {exc or ''}")
         )
@@ -63,17 +76,18 @@ class _DataConnection(asyncio.Protocol):
         if isinstance(result, RelayError):
             self._fail(result)
         elif not self.bound.done():
-            self._transport.pause_reading()
+            self.transport.pause_reading()
             self.bound.set_result(self._splitter.leftover())
 
-    def _flush(self) -> None:
-        out, self._requests.out = self._requests.out, []
+    def _flush(self, requests: Requests) -> None:
+        out, requests.out = requests.out, []
         for message in out:
-            self._transport.write(message)
+            self.transport.write(message)
 
     def _fail(self, error: RelayError) -> None:
         if not self.bound.done():
             self.bound.set_exception(error)
+            self.bound.exception()  # nobody may be waiting for it
 
 
 class _TlsPipe(TcpPipe):
@@ -84,44 +98,86 @@ class _TlsPipe(TcpPipe):
         return False
 
 
-async def accept(
-    allocation: Allocation, connection_id: int, peer: Address, tls: ssl.SSLContext | None
+async def connect(allocation: Allocation, peer: Address) -> int:
+    """Let a relay connect to a peer (RFC 6062 section 4.3).
+
+    Returns:
+        What the server calls the connection, for :func:`join`.
+
+    Raises:
+        RelayError: nothing answers there, or the server forbids it.
+
+    """
+    answer: asyncio.Future[int | RelayError] = asyncio.get_running_loop().create_future()
+
+    def answered(result: int | RelayError) -> None:
+        if not answer.done():
+            answer.set_result(result)
+
+    allocation.connect(peer, answered)
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            result = await answer
+    except TimeoutError:
+        slow = f"TURN server {allocation.name} did not connect to {peer[0]} port {peer[1]} in time"
+        raise allocation.failure or RelayError(slow) from None
+    if isinstance(result, RelayError):
+        raise result
+    return result
+
+
+async def open_beside(allocation: Allocation, tls: ssl.SSLContext | None) -> DataConnection:
+    """Connect to an allocation's server once more.
+
+    Args:
+        allocation: whose server.
+        tls: checks the server's certificate, where TLS is spoken with it.
+
+    Raises:
+        RelayError: it can't be reached any more.
+
+    """
+    server = allocation.server
+    context = tls if server.transport == "tls" else None
+    _, connection = await connect_stream(
+        DataConnection, allocation.dialled, allocation.name, context, server.host
+    )
+    return cast("DataConnection", connection)
+
+
+async def join(
+    allocation: Allocation, connection_id: int, peer: Address, connection: DataConnection
 ) -> TcpPipe:
-    """Return the pipe to a peer that has connected to the relayed address.
+    """Return the pipe over a connection that the server has with a peer (RFC 6062 section 4.4).
 
     Args:
         allocation: it lives until the pipe has closed.
         connection_id: what the server calls the connection.
         peer: the peer's address, as the server sees it.
-        tls: checks the server's certificate, where TLS is spoken with it.
+        connection: what :func:`open_beside` returned; it is the pipe's, or closed.
 
     Raises:
         RelayError: it could not be joined.
 
     """
-    server, name = allocation.server, allocation.name
-    context = tls if server.transport == "tls" else None
-    transport, protocol = await connect_stream(
-        lambda: _DataConnection(connection_id, allocation.requests_beside()),
-        allocation.dialled, name, context, server.host,
-    )  # fmt: skip
-    joined = cast("_DataConnection", protocol)
+    name, stream = allocation.name, connection.transport
     try:
+        connection.bind(connection_id, allocation.requests_beside())
         async with asyncio.timeout(BIND_S):
-            leftover = await joined.bound
+            leftover = await connection.bound
     except TimeoutError as error:
-        transport.abort()  # type: ignore[attr-defined]
+        stream.abort()
         raise RelayError(f"TURN server {name} did not join the peer's connection") from error
     except BaseException:
-        if joined.bound.done() and not joined.bound.cancelled():
-            joined.bound.exception()
-        transport.abort()  # type: ignore[attr-defined]
+        stream.abort()
         raise
-    stream = cast("asyncio.Transport", transport)
-    pipe = _TlsPipe() if context is not None else TcpPipe()
+    if stream.is_closing():
+        raise RelayError(f"TURN server {name}: the peer's connection has ended already")
+    pipe = _TlsPipe() if allocation.server.transport == "tls" else TcpPipe()
     stream.set_protocol(pipe)
     pipe.connection_made(stream)
     pipe.local, pipe.remote, pipe.path = allocation.relayed, peer, "relay"
+    pipe.half_closes = False
     allocation.attach(pipe)
     if leftover:
         pipe.get_buffer(-1)[: len(leftover)] = leftover

@@ -76,7 +76,7 @@ class Driver:
         """Give the machine what came in; nothing happens after :meth:`close`."""
         self._step(lambda: self.machine.receive(data, addr, self._now()))
 
-    def call(self, action: Callable[[float], None]) -> None:
+    def call(self, action: Callable[[float], object]) -> None:
         """Do something else with the machine, such as ``nominate``; ``action(now)`` does it."""
         self._step(lambda: action(self._now()))
 
@@ -85,7 +85,7 @@ class Driver:
         self.closed = True
         self._stop_timer()
 
-    def _step(self, action: Callable[[], None]) -> None:
+    def _step(self, action: Callable[[], object]) -> None:
         if self.closed:
             return
         try:
