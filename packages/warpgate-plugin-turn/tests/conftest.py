@@ -63,7 +63,9 @@ async def pair() -> AsyncIterator[Callable[..., Any]]:
         stage = stack.enter_context(Stage(memory=True))
         stage.install(Turn)
 
-        async def start(first: list[str], second: list[str], **settings: Any) -> tuple[Node, Node]:
+        async def start(
+            first: list[str], second: list[str], *, ip: str = "127.0.0.1", **settings: Any
+        ) -> tuple[Node, Node]:
             nodes = []
             for servers in (first, second):
                 conf = {
@@ -71,7 +73,7 @@ async def pair() -> AsyncIterator[Callable[..., Any]]:
                     "turn_servers": servers,
                     "plugin_conf": {"turn": settings},
                 }
-                node = Node(ip="127.0.0.1", conf=conf)
+                node = Node(ip=ip, conf=conf)
                 nodes.append(await stack.enter_async_context(node))
             return nodes[0], nodes[1]
 

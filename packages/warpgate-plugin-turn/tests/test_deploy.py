@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from warpgate import IP4, IP6, NODE_TEST_CONF
 from warpgate.events import Counters
 from warpgate.server_urls import parse_turn
+from warpgate.testing import LeakCheck
 from warpgate.testing.coturn import Coturn, free_port
 from warpgate_plugin_turn.allocation import Allocation
 from warpgate_plugin_turn.errors import Forbidden, NotSupported, QuotaReached
 from warpgate_plugin_turn.grants import MAX_PERMISSIONS
 from warpgate_plugin_turn.pool import Pool, tls_context
 from warpgate_plugin_turn.servers import ServerList
+from warpgate_plugin_turn.tcp_relay import connect
 from warpgate_plugin_turn.wire import TCP_PROTOCOL
 
 CONFIGURATION = Path(__file__).resolve().parents[3] / "docs" / "deploy" / "turnserver.conf"
@@ -40,6 +43,13 @@ def lines() -> list[str]:
     text = CONFIGURATION.read_text("utf-8")
     kept = [line for line in text.splitlines() if line and not line.startswith("#")]
     return [line for line in kept if line.partition("=")[0] not in REPLACED]
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def nothing_left() -> AsyncIterator[None]:
+    """Wait until connections to servers are closed, which takes a moment longer than the farewell."""
+    async with LeakCheck():
+        yield
 
 
 @pytest.fixture
@@ -166,6 +176,21 @@ async def test_no_tcp_is_relayed(server: Coturn, certificates: Any) -> None:
     mine._options["protocol"] = TCP_PROTOCOL
     with pytest.raises(NotSupported):
         await mine.take()
+    await mine.close()
+
+
+async def test_with_tcp_relays_nothing_inside_is_reached_either(
+    coturn: Callable[..., Coturn], certificates: Any
+) -> None:
+    kept = [line for line in lines() if line != "no-tcp-relay"]
+    secret = f"static-auth-secret={SECRET}"
+    opened = coturn(*kept, secret, accounts=(), hosts=("127.0.0.1", "::1"))
+    mine = pool(opened, "tcp", certificates)
+    for af, denied in DENIED.items():
+        allocation = await mine.allocate(af, streams=True)
+        for ip in denied:
+            with pytest.raises(Forbidden):
+                await connect(allocation, (ip, 50000))
     await mine.close()
 
 

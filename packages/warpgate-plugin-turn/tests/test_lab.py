@@ -69,6 +69,8 @@ ONE_SIDE = [
     ("symmetric-random", "symmetric-random", True),
     ("symmetric-random", "symmetric-random", False),
     ("cgnat-symmetric", "port-restricted", True),
+    ("cgnat-symmetric", "port-restricted", False),
+    ("port-restricted", "cgnat-symmetric", True),
     ("port-restricted", "cgnat-symmetric", False),
     ("https-only", "symmetric-random", True),
     ("symmetric-random", "https-only", False),

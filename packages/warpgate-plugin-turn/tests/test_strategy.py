@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from warpgate.events import Counters
 from warpgate.net.constants import IP4
 from warpgate.server_urls import TurnServer
 from warpgate_plugin_turn import datagrams
+from warpgate_plugin_turn import strategy as strategy_module
 from warpgate_plugin_turn.datagrams import MAX_SOCKETS
 from warpgate_plugin_turn.knock import PREFIX, knock
 from warpgate_plugin_turn.messages import KNOCK_BYTES, RelayFacts, TurnAnswer, TurnOffer
@@ -111,7 +113,11 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     def build(initiator: bool = False, relay: bool = False) -> Any:
         plugin: Any = Turn(None)
         plugin.manager, plugin.initiator, plugin.af = Manager(), initiator, IP4
-        plugin.src_info = {"nic": "192.168.1.2", "nat": {"type": 0, "delta": 0}}
+        plugin.src_info = {
+            "nic": "192.168.1.2",
+            "ext": "203.0.113.1",
+            "nat": {"type": 0, "delta": 0},
+        }
         plugin.dest_info = {"node_id": "peer", "af": IP4}
         plugin.node = SimpleNamespace(stats=Counters())
         plugin._result = Result()
@@ -292,3 +298,124 @@ def test_what_is_no_relay(fields: dict[str, Any]) -> None:
 def test_caps(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         RelayFacts(**fields)
+
+
+# What the call asked for.
+
+
+@pytest.mark.parametrize("wanted", ["udp", "tcp", None])
+async def test_the_peer_is_told_what_the_call_asks_for(make: Any, wanted: str | None) -> None:
+    plugin = make(initiator=True)
+    plugin.wanted_transport = wanted
+    await plugin._tell(coming=True)
+    (sent,) = plugin.manager.sent
+    assert sent.payload.wants == (wanted or "")
+    peer = make()
+    await peer.run(sent)
+    assert peer.wanted_transport == wanted
+
+
+async def test_an_initiator_knows_for_itself_what_it_wants(make: Any) -> None:
+    plugin = make(initiator=True)
+    plugin.wanted_transport = "udp"
+    await plugin.run(TurnAnswer(payload={"knock": bytes(KNOCK_BYTES), "wants": "tcp"}))
+    assert plugin.wanted_transport == "udp"
+
+
+@pytest.mark.parametrize(("wanted", "dials"), [("udp", 0), (None, 1), ("tcp", 1)])
+async def test_who_wants_datagrams_dials_no_stream(make: Any, wanted: str, dials: int) -> None:
+    plugin = make(initiator=True)
+    plugin.wanted_transport = wanted
+    dialled = []
+
+    async def dial(relay: Any, _lets: Any) -> None:
+        dialled.append(relay)
+
+    plugin._streams.dial = dial
+    stream = facts(stream_ip="198.51.100.9", stream_port=50001, lets=["203.0.113.1"])
+    await plugin._hear(stream)
+    await asyncio.sleep(0)
+    assert len(dialled) == dials
+
+
+async def test_who_wants_datagrams_offers_no_stream(make: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(strategy_module, "STREAM_S", 0.0)
+    offered = []
+    for wanted in ("udp", None):
+        plugin = make(initiator=True, relay=True)
+        plugin.wanted_transport = wanted
+
+        async def offer(wanted: Any = wanted) -> None:
+            offered.append(wanted)
+
+        plugin._streams.offer = offer
+        await plugin._hear(facts(no_udp=True, mapped=["203.0.113.10"]))
+        await asyncio.sleep(0.01)
+    assert offered == [None]
+
+
+async def test_no_streams_on_either_side_is_an_end(make: Any) -> None:
+    plugin = make(initiator=True)
+    plugin.wanted_transport = "tcp"
+    plugin._cause = RelayError("no TURN server is configured over TCP or TLS")
+    await plugin._hear(facts(coming=True))
+    assert plugin._result.error is None
+    # Its relay for datagrams is of no use.
+    await plugin._hear(facts(relay_ip="198.51.100.9", relay_port=50001, cause="none here either"))
+    assert "no relay for streams here: no TURN server is configured" in str(plugin._result.error)
+    assert "the peer says: none here either" in str(plugin._result.error)
+
+
+async def test_no_way_to_the_only_relay_is_an_end(make: Any) -> None:
+    here = make(initiator=True)
+    here.wanted_transport = "tcp"
+    here._cause = RelayError("no TURN server is configured here")
+    here._peer = facts(stream_ip="198.51.100.9", stream_port=50001)
+    here._streams.unreachable = OSError("no route to host")
+    here._check_hopeless()
+    text = str(here._result.error)
+    assert "no TURN server is configured here" in text
+    assert "nor a way to the peer's: no route to host" in text
+    there = make(initiator=True)
+    there.wanted_transport = "tcp"
+    there._streams.allocation = Relay()
+    await there._hear(facts(no_tcp=True))
+    assert there._result.error is None  # it may still get a relay of its own
+    await there._hear(facts(no_tcp=True, cause="no TURN server is configured here"))
+    assert "the peer has no relay for streams (no TURN server is configured here)" in str(
+        there._result.error
+    )
+
+
+@pytest.mark.parametrize("wanted", ["udp", None])
+async def test_where_only_a_stream_could_do(make: Any, monkeypatch: Any, wanted: Any) -> None:
+    monkeypatch.setattr(strategy_module, "PAUSES_S", (0.01,))
+    here = make(initiator=True)  # no relay, and UDP does not get out
+    here.wanted_transport = wanted
+    here._cause = RelayError("no TURN server is configured here")
+    here._peer = facts(relay_ip="198.51.100.9", relay_port=50001)
+    here._datagrams.blocked = True
+    here._check_hopeless()
+    there = make(initiator=True, relay=True)  # the same of the peer's
+    there.wanted_transport = wanted
+    await there._hear(facts(no_udp=True, cause="no TURN server is configured here"))
+    assert (here._result.error, there._result.error) == (None, None)  # knocks are under way
+    await asyncio.sleep(0.1)
+    for plugin in (here, there):
+        if wanted is None:
+            assert plugin._result.error is None
+        else:
+            assert "only a stream could do" in str(plugin._result.error)
+            assert "no TURN server is configured here" in str(plugin._result.error)
+
+
+async def test_a_relay_of_the_peers_that_comes_late_ends_the_doubt(
+    make: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(strategy_module, "PAUSES_S", (0.01,))
+    plugin = make(initiator=True, relay=True)
+    plugin.wanted_transport = "udp"
+    await plugin._hear(facts(no_udp=True, cause="no server has answered"))
+    plugin._peer = facts(no_udp=True, relay_ip="198.51.100.9", relay_port=50001)
+    await asyncio.sleep(0.1)
+    assert plugin._result.error is None

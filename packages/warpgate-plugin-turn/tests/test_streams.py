@@ -18,11 +18,14 @@ from warpgate.net.nic import loopback_interface
 from warpgate.server_urls import parse_turn
 from warpgate.testing import LeakCheck
 from warpgate.testing.coturn import Coturn
-from warpgate_plugin_turn.errors import NoServers, NotSupported
+from warpgate_plugin_turn.calls import Calls
+from warpgate_plugin_turn.errors import NoStreamServers, NotSupported
+from warpgate_plugin_turn.messages import RelayFacts
+from warpgate_plugin_turn.policy import PeerPolicy
 from warpgate_plugin_turn.pool import Pool, tls_context
 from warpgate_plugin_turn.servers import ServerList
 from warpgate_plugin_turn.streams import MAX_CONNECTIONS, Streams
-from warpgate_plugin_turn.tcp_relay import accept
+from warpgate_plugin_turn.tcp_relay import join, open_beside
 
 pytestmark = pytest.mark.coturn
 
@@ -35,9 +38,10 @@ async def make(certificates: Any) -> AsyncIterator[Any]:
     """Return a function that makes a side's :class:`Streams`, and what it hands over."""
     tasks: list[asyncio.Task[None]] = []
     pools: list[Pool] = []
+    sides: list[Streams] = []
     async with LeakCheck():
 
-        def build(url: str | None) -> tuple[Streams, asyncio.Queue[Any]]:
+        def build(url: str | None, initiator: bool = True) -> tuple[Streams, asyncio.Queue[Any]]:
             pipes: asyncio.Queue[Any] = asyncio.Queue()
             pool = None
             if url is not None:
@@ -46,24 +50,48 @@ async def make(certificates: Any) -> AsyncIterator[Any]:
                 servers = ServerList([parse_turn(url)])
                 pool = Pool(servers, Counters(), tls=context, options=options)
                 pools.append(pool)
-            node = SimpleNamespace(stats=Counters())
+            peer = SimpleNamespace(interfaces=[])
             plugin: Any = SimpleNamespace(
                 af=IP4,
                 nic=loopback_interface(),
                 budget=PacketBudget(),
-                node=node,
+                node=SimpleNamespace(stats=Counters()),
+                src_info={"nat": {"type": 0}, "nic": "127.0.0.1", "ext": "127.0.0.1"},
                 dest_info={"af": IP4},
+                initiator=initiator,
+                manager=SimpleNamespace(attempt_of=lambda _: SimpleNamespace(peer=peer)),
+                refuses=lambda _ip: None,
+                result=asyncio.get_running_loop().create_future(),
             )
 
-            def spawn(coroutine: Any) -> None:
+            def spawn(coroutine: Any) -> asyncio.Task[None]:
                 tasks.append(asyncio.get_running_loop().create_task(coroutine))
+                return tasks[-1]
 
-            return Streams(plugin, pool, pipes.put_nowait, spawn), pipes
+            async def tell() -> None:
+                pass
+
+            calls = Calls(pipes.put_nowait, spawn, tell, lambda: None, lambda: None)
+            sides.append(Streams(plugin, pool, PeerPolicy(plugin), calls))
+            return sides[-1], pipes
 
         yield build
+        for task in tasks:  # what waits for the end of a pipe that somebody keeps
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for side in sides:
+            side.close()
         for pool in pools:
             await pool.close()
-        await asyncio.gather(*tasks)
+
+
+async def offered(streams: Streams, *ips: str) -> RelayFacts:
+    """Get a relay that lets addresses in, and return what the peer is told."""
+    streams.let_in(ips or ["127.0.0.1"])
+    await streams.offer()
+    assert streams.relayed is not None, streams.why_not
+    told: Any = streams.told()
+    return RelayFacts(**told)
 
 
 async def joined(make: Any, url: str) -> tuple[Any, Any, Streams]:
@@ -71,9 +99,8 @@ async def joined(make: Any, url: str) -> tuple[Any, Any, Streams]:
     ours, incoming = make(url)
     theirs, dialled = make(None)
     async with asyncio.timeout(GUARD_S):
-        await ours.offer({"127.0.0.1"})
-        assert ours.relayed is not None, ours.why_not
-        await theirs.dial(ours.relayed)
+        relay = await offered(ours)
+        theirs.heard(relay)
         pipe = await dialled.get()
         await pipe.send(b"at once ")  # before the other connection is joined with this one
         return pipe, await incoming.get(), ours
@@ -101,6 +128,60 @@ async def test_bytes_go_both_ways(coturn: Start, make: Any, transport: str) -> N
         await inbound.wait_closed()
 
 
+@pytest.mark.parametrize("transports", [("tcp", "tcp"), ("tcp", "tls"), ("tls", "tls")])
+async def test_one_relay_connects_to_the_other(
+    coturn: Start, make: Any, transports: tuple[str, str]
+) -> None:
+    """RFC 6062 section 4.3: neither side dials the other's relay."""
+    first, second = coturn(), coturn()
+    ours, connected = make(first.url(transports[0]))
+    theirs, incoming = make(second.url(transports[1]), initiator=False)
+    async with asyncio.timeout(GUARD_S):
+        one, other = await offered(ours), await offered(theirs)
+        for streams in (ours, theirs):  # as where nothing gets out but the way to the own server
+            streams.dial = nothing  # type: ignore[method-assign]
+        theirs.heard(one)
+        ours.heard(other)
+        pipe, inbound = await connected.get(), await incoming.get()
+        assert (pipe.local, pipe.remote) == (ours.relayed, theirs.relayed)
+        assert (inbound.local, inbound.remote) == (pipe.remote, pipe.local)
+        data = bytes(range(256)) * 4096
+        sending = asyncio.ensure_future(pipe.send(data))
+        assert await inbound.recv_n(len(data)) == data
+        await sending
+        sending = asyncio.ensure_future(inbound.send(data))
+        assert await pipe.recv_n(len(data)) == data
+        await sending
+        ours.close()
+        theirs.close()
+        await inbound.send(b"still there")
+        assert await pipe.recv_n(11) == b"still there"
+        await inbound.close()
+        await pipe.wait_closed()
+
+
+async def test_the_peers_relay_connects_where_the_initiators_does_not(
+    coturn: Start, make: Any
+) -> None:
+    """As where the initiator's server forbids it."""
+    ours, incoming = make(coturn().url("tcp"))
+    theirs, connected = make(coturn().url("tcp"), initiator=False)
+    ours._connect = ours.dial = theirs.dial = nothing  # type: ignore[method-assign]
+    async with asyncio.timeout(GUARD_S):
+        one, other = await offered(ours), await offered(theirs)
+        theirs.heard(one)
+        ours.heard(other)
+        pipe, inbound = await connected.get(), await incoming.get()
+        await pipe.send(b"there")
+        assert await inbound.recv_n(5) == b"there"
+        await inbound.close()
+        await pipe.wait_closed()
+
+
+async def nothing(*_: Any) -> None:
+    pass
+
+
 async def test_with_the_server_the_pipe_ends_and_says_why(coturn: Start, make: Any) -> None:
     server = coturn()
     _pipe, inbound, _ = await joined(make, server.url("tcp"))
@@ -115,7 +196,7 @@ async def test_with_the_server_the_pipe_ends_and_says_why(coturn: Start, make: A
 
 async def test_a_stranger_is_not_let_in(coturn: Start, make: Any) -> None:
     ours, incoming = make(coturn().url("tcp"))
-    await ours.offer({"203.0.113.10"})
+    await offered(ours, "203.0.113.10")
     assert ours.relayed is not None
     async with asyncio.timeout(GUARD_S):
         try:  # the server closes it, sooner or later
@@ -131,7 +212,7 @@ async def test_a_stranger_is_not_let_in(coturn: Start, make: Any) -> None:
 
 async def test_nobody_makes_many_connections(coturn: Start, make: Any) -> None:
     ours, incoming = make(coturn().url("tcp"))
-    await ours.offer({"127.0.0.1"})
+    await offered(ours)
     assert ours.relayed is not None
     writers = []
     for _ in range(MAX_CONNECTIONS + 2):
@@ -150,24 +231,27 @@ async def test_a_connection_that_the_server_does_not_know(coturn: Start) -> None
     pool = Pool(ServerList([parse_turn(coturn().url("tcp"))]), Counters())
     async with LeakCheck():
         allocation = await pool.allocate(streams=True)
+        connection = await open_beside(allocation, None)
         with pytest.raises(RelayError):
-            await accept(allocation, 12345, ("127.0.0.1", 9), None)
+            await join(allocation, 12345, ("127.0.0.1", 9), connection)
         await pool.close()
 
 
 async def test_where_the_server_offers_none(coturn: Start, make: Any) -> None:
     server = coturn("no-tcp-relay")
     ours, _ = make(server.url("tcp"))
-    await ours.offer({"127.0.0.1"})
-    assert ours.relayed is None
-    assert isinstance(ours.why_not, NotSupported)
+    with pytest.raises(NotSupported):
+        await ours.offer()
     udp, _ = make(server.url("udp"))
-    await udp.offer({"127.0.0.1"})
-    assert isinstance(udp.why_not, NoServers)
+    with pytest.raises(NoStreamServers, match="over TCP or TLS"):
+        await udp.offer()
+    none, _ = make(None)
+    with pytest.raises(RelayError, match="switched off"):
+        await none.offer()
 
 
 async def test_nobody_listens_at_the_relay(make: Any) -> None:
     theirs, dialled = make(None)
-    await theirs.dial(("127.0.0.1", 9))
+    await theirs.dial(("127.0.0.1", 9), ["127.0.0.1"])
     assert dialled.empty()
     assert isinstance(theirs.why_not, OSError)
