@@ -186,7 +186,7 @@ async def test_with_tcp_relays_nothing_inside_is_reached_either(
     secret = f"static-auth-secret={SECRET}"
     opened = coturn(*kept, secret, accounts=(), hosts=("127.0.0.1", "::1"))
     mine = pool(opened, "tcp", certificates)
-    for af, denied in DENIED.items():
+    for af, denied in INSIDE.items():
         allocation = await mine.allocate(af, streams=True)
         for ip in denied:
             with pytest.raises(Forbidden):
