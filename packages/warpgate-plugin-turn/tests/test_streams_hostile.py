@@ -105,7 +105,8 @@ class Side:
         monkeypatch.setattr(streams_module, "local_ip_towards", lambda _relay: None)
         monkeypatch.setattr(streams_module, "open_beside", no_server)
         monkeypatch.setattr(streams_module, "OTHERS_TURN_S", 0.0)
-        pool: Any = SimpleNamespace(allocate=allocate, context=lambda _: None)
+        servers = SimpleNamespace(https_only=False)
+        pool: Any = SimpleNamespace(allocate=allocate, context=lambda _: None, servers=servers)
         calls = Calls(lambda _: None, self.spawn, tell, lambda: None, lambda: None)
         self.streams = Streams(self.plugin, pool, self.policy, calls)
 

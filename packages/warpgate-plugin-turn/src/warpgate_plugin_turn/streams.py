@@ -105,7 +105,8 @@ class Streams:
     def is_cut_off(self) -> bool:
         """Return whether this network is known to let out neither UDP nor TCP, but to some ports."""
         info = self._plugin.src_info
-        return bool(info["nat"]["type"] == NATType.BLOCKED and info["ext"] == info["nic"])
+        silent = info["nat"]["type"] == NATType.BLOCKED and info["ext"] == info["nic"]
+        return silent or (self._pool is not None and self._pool.servers.https_only)
 
     # This side's relay.
 
