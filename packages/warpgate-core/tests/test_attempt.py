@@ -167,6 +167,7 @@ async def test_a_pipe_resolves_only_after_the_hello(pair):
     assert pipe.plugin_name == "scripted"
     assert (pipe.path, pipe.sealed, pipe.inbound) == ("direct", True, False)
     assert attempt.outcome.status == "won"
+    assert attempt.outcome.pipe == "a stream (tcp), direct"
     inbound = await bob.accept()
     assert inbound.peer_id == alice.node_id
     assert inbound.inbound

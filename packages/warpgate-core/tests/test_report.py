@@ -34,6 +34,8 @@ def test_a_line_has_strategy_family_route_phase_time_and_cause():
 
 def test_an_auxiliarys_line_says_so_and_a_winners_has_no_cause():
     assert str(outcome(phase=None, status="won", cause="")).endswith("(auxiliary, 12.3 ms): won")
+    won = outcome(status="won", cause="", pipe="datagrams (udp), relay")
+    assert str(won).endswith(": won, datagrams (udp), relay")
 
 
 def test_a_skip_says_what_and_why():

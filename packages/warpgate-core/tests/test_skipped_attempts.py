@@ -111,7 +111,7 @@ async def test_a_winner_says_what_failed_before(start):
     pipe, report = await call(start, run)
     assert pipe is not None, str(report)
     assert report.winner.notes == ["the first gate was shut"]
-    assert "won (noted: the first gate was shut)" in str(report)
+    assert "won, a stream (tcp), direct (noted: the first gate was shut)" in str(report)
     assert json.loads(json.dumps(report.as_dict()))["attempts"][0]["notes"] == report.winner.notes
     await pipe.close()
 

@@ -153,7 +153,7 @@ async def test_the_next_server_serves_and_the_fault_is_told(
     assert pipe is not None, text
     for words in faulty.words:
         assert words in text
-    assert "won (noted: " in text
+    assert "won, datagrams (udp), relay (noted: " in text
     assert alice.last_report.as_dict()["attempts"][-1]["notes"]
     assert "wrong" not in text  # no password ever is
 

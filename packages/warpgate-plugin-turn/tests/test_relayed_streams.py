@@ -47,6 +47,7 @@ async def connected(alice: Any, bob: Any) -> tuple[Any, Any]:
         assert await inbound.recv_n(5) == b"there"
         await inbound.send(b"back!")
         assert await pipe.recv_n(5) == b"back!"
+    assert ": won, a stream (tcp), relay" in str(alice.last_report)
     for each in (pipe, inbound):
         assert (each.path, each.transport, each.reliable) == ("relay", "tcp", True)
         assert each.sealed
@@ -185,3 +186,4 @@ async def test_a_call_for_datagrams_never_gets_a_stream(coturn: Start, pair: Pai
         )
     assert pipe is not None, str(alice.last_report)
     assert pipe.transport == "udp"
+    assert ": won, datagrams (udp), relay" in str(alice.last_report)

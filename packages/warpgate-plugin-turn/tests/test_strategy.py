@@ -362,7 +362,7 @@ async def test_no_streams_on_either_side_is_an_end(make: Any) -> None:
     assert plugin._result.error is None
     # Its relay for datagrams is of no use.
     await plugin._hear(facts(relay_ip="198.51.100.9", relay_port=50001, cause="none here either"))
-    assert "no relay for streams here: no TURN server is configured" in str(plugin._result.error)
+    assert "here: RelayError: no TURN server is configured over TCP" in str(plugin._result.error)
     assert "the peer says: none here either" in str(plugin._result.error)
 
 

@@ -280,6 +280,8 @@ class Attempt:
         if pipe.path is None:
             pipe.path = "relay" if self.plugin.phase == "relay" else "direct"
         self.winner = pipe
+        kind = "a stream" if pipe.reliable else "datagrams"
+        self.outcome.pipe = f"{kind} ({pipe.transport}), {pipe.path}"
         self.plugin.budget.proven(pipe.remote[0])
         self._end("won", "", pipe)
         self.manager.attempt_won(self, pipe)

@@ -89,6 +89,7 @@ class AttemptOutcome:
             An attempt that was ``skipped`` stands in a report's skips instead.
         cause: why it did not win, in words; empty for the winner.
         notes: what else the strategy has to tell, such as what failed before something else worked.
+        pipe: what the winner's pipe is: a stream or datagrams, and how it goes.
 
     """
 
@@ -104,9 +105,10 @@ class AttemptOutcome:
     status: str = "running"
     cause: str = ""
     notes: list[str] = field(default_factory=list)
+    pipe: str = ""
 
     def __str__(self) -> str:
-        tail = f", {self.cause}" if self.cause else ""
+        tail = "".join(f", {text}" for text in (self.cause, self.pipe) if text)
         notes = [note for note in self.notes if note not in self.cause]
         tail += f" (noted: {'; '.join(notes)})" if notes else ""
         return (
