@@ -110,6 +110,7 @@ async def test_several_servers_and_only_some_relay_streams(coturn: Start, pair: 
     plain, both = coturn("no-tcp-relay"), coturn()
     alice, bob = await pair([plain.url(), plain.url("tcp"), both.url("tcp")], [])
     await connected(alice, bob)
+    assert "(noted: NotSupported: " in str(alice.last_report)
 
 
 @pytest.mark.parametrize("closer", ["the caller", "the peer"])

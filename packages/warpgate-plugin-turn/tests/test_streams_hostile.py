@@ -269,6 +269,15 @@ async def test_who_does_not_know_its_own_address_says_so(make: Any) -> None:
     assert "no network" in str(side.streams.unreachable)
 
 
+async def test_a_network_that_lets_out_only_443_is_cut_off(make: Any) -> None:
+    side = make()
+    assert side.streams.is_cut_off()  # as its signed address says
+    side.plugin.src_info["nat"] = {"type": 0}
+    assert not side.streams.is_cut_off()
+    side.streams._pool.servers.https_only = True
+    assert side.streams.is_cut_off()
+
+
 async def test_many_that_connect(make: Any) -> None:
     side = make()
     await side.offer()
