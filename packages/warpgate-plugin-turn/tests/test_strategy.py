@@ -371,20 +371,20 @@ async def test_no_way_to_the_only_relay_is_an_end(make: Any) -> None:
     here.wanted_transport = "tcp"
     here._cause = RelayError("no TURN server is configured here")
     here._peer = facts(stream_ip="198.51.100.9", stream_port=50001)
-    here._streams.unreachable = OSError("no route to host")
+    here._streams.unreachable = RelayError("the other's relay can't be reached: no route")
     here._check_hopeless()
     text = str(here._result.error)
     assert "no TURN server is configured here" in text
-    assert "nor a way to the peer's: no route to host" in text
+    assert "the other's relay can't be reached: no route" in text
     there = make(initiator=True)
     there.wanted_transport = "tcp"
     there._streams.allocation = Relay()
-    await there._hear(facts(no_tcp=True))
+    await there._hear(facts(unreachable=True))
     assert there._result.error is None  # it may still get a relay of its own
-    await there._hear(facts(no_tcp=True, cause="no TURN server is configured here"))
-    assert "the peer has no relay for streams (no TURN server is configured here)" in str(
-        there._result.error
-    )
+    await there._hear(facts(unreachable=True, cause="no TURN server is configured here"))
+    text = str(there._result.error)
+    assert "the relay for streams here, 192.0.2.20, can't be reached by the peer" in text
+    assert "no TURN server is configured here" in text
 
 
 @pytest.mark.parametrize("wanted", ["udp", None])

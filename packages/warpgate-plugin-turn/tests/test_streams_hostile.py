@@ -37,7 +37,7 @@ class Relay:
     def __init__(self) -> None:
         self.server = TurnServer("192.0.2.20", 3478, "user", "password", "tcp")
         self.name, self.failure, self.ended = "192.0.2.20 port 3478", None, False
-        self.address, self.relayed = ("192.0.2.20", 3478), OWN
+        self.address, self.relayed, self.family = ("192.0.2.20", 3478), OWN, IP4
         self.on_incoming: Any = None
         self.on_permitted: Any = None
         self.on_refused: Any = None
@@ -177,7 +177,7 @@ async def test_it_connects_to_no_other(make: Any, ip: str, allowed: bool) -> Non
 async def test_nor_does_a_relay_for_ipv6(make: Any, ip: str) -> None:
     side = make()
     side.plugin.dest_info["af"], side.refused = IP6, set()
-    side.relay.relayed = side.relay.address = ("2001:db8::20", 50000)
+    side.relay.relayed, side.relay.family = ("2001:db8::20", 50000), IP6
     await side.offer()
     await side.hear((ip, 50001), lets=["2001:db8::20"])
     assert side.relay.connects == []

@@ -322,7 +322,8 @@ class Turn(Diagnosed):
             stream = self.wanted_transport == "tcp"
             ways = self._streams if stream else self._datagrams
             refused: list[Exception] = [*ways.refused.values()]
-            for error in (self._streams.why_not, ways.unreachable):
+            others = (self._streams.why_not, self._streams.unreachable, ways.unreachable)
+            for error in others:
                 if error is not None and error not in refused:
                     refused.append(error)
             story = how_far(ways.allocation, self._cause, self._peer, refused, stream=stream)

@@ -77,7 +77,7 @@ class Streams:
         self.refused: dict[str, RelayError] = {}
         self.mapped: set[str] = set()
         self.unreachable: RelayError | None = None
-        self.why_not: RelayError | OSError | None = None
+        self.why_not: RelayError | None = None
         self._plugin = plugin
         self._pool = pool
         self._policy = policy
