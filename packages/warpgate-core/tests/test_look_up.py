@@ -68,6 +68,63 @@ async def test_a_resolver_that_is_silent_is_not_waited_for(resolver) -> None:
     assert len(resolver.asked) == 2
 
 
+async def test_a_resolver_that_hangs_is_asked_anew(monkeypatch) -> None:
+    """Its first question went to a network that is gone: the answer of this one is not held up by it."""
+    hangs, asked = threading.Event(), []
+
+    def resolver(*question):
+        asked.append(question)
+        if len(asked) == 1:
+            assert hangs.wait(GUARD_S)
+            raise socket.gaierror(socket.EAI_AGAIN, "the old network")
+        return FOUND
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    monkeypatch.setattr(resolve, "JOIN_S", 0.0)
+    first = asyncio.ensure_future(look_up("peer.example", 5, timeout_s=GUARD_S))
+    await asyncio.sleep(0)
+    try:
+        assert await look_up("peer.example", 5, timeout_s=GUARD_S / 3) == FOUND
+        assert await first == FOUND  # what came is everybody's
+    finally:
+        hangs.set()
+    assert len(asked) == 2
+
+
+async def test_a_failure_is_for_those_who_asked_then(resolver, monkeypatch) -> None:
+    monkeypatch.setattr(resolve, "JOIN_S", 0.0)
+    fails, real = threading.Event(), socket.getaddrinfo
+
+    def failing(*question):
+        monkeypatch.setattr(socket, "getaddrinfo", real)
+        assert fails.wait(GUARD_S)
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", failing)
+    first = asyncio.ensure_future(look_up("peer.example", 5, timeout_s=GUARD_S))
+    while socket.getaddrinfo is failing:  # noqa: ASYNC110  # no event tells of it
+        await asyncio.sleep(0)
+    second = asyncio.ensure_future(look_up("peer.example", 5, timeout_s=GUARD_S))
+    await asyncio.sleep(0)
+    fails.set()
+    with pytest.raises(OSError, match="no such name"):
+        await first
+    resolver.answer.set()
+    assert await second == FOUND
+
+
+async def test_a_resolver_that_hangs_for_good_costs_few_threads(resolver, monkeypatch) -> None:
+    monkeypatch.setattr(resolve, "JOIN_S", 0.0)
+    waiting = [
+        asyncio.ensure_future(look_up("peer.example", 5, timeout_s=GUARD_S))
+        for _ in range(3 * resolve.MAX_SAME)
+    ]
+    await asyncio.sleep(0)
+    resolver.answer.set()
+    assert await asyncio.gather(*waiting) == [FOUND] * len(waiting)
+    assert len(resolver.asked) <= resolve.MAX_SAME
+
+
 async def test_one_who_gives_up_takes_nobody_along(resolver) -> None:
     first, second = (
         asyncio.ensure_future(look_up("peer.example", 5, timeout_s=GUARD_S)) for _ in range(2)
