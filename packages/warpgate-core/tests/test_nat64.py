@@ -8,13 +8,17 @@ import socket
 import pytest
 
 from warpgate.errors import SignallingError
+from warpgate.events import Counters
+from warpgate.identity import Identity
 from warpgate.nat.classify import embedded, synthesize
 from warpgate.nat.report import NetReport
 from warpgate.net import nat64 as nat64_module
 from warpgate.net.constants import IP6
 from warpgate.net.nat64 import Nat64, has_route
+from warpgate.protocol.peer_address import pack_address
 from warpgate.server_urls import parse_broker
 from warpgate.signalling.mqtt_dial import NotPermitted, connect_socket
+from warpgate.signalling.mqtt_transport import MqttTransport
 
 PREFIX = "2001:db8:64::/96"
 SERVER = "192.0.2.10"
@@ -161,3 +165,21 @@ async def test_a_broker_that_has_ipv6_is_not_translated():
 
     with pytest.raises(SignallingError):
         await connect_socket(parse_broker("mqtt://[::1]:1"), lambda _ip: True, reach)
+
+
+async def test_a_peers_word_opens_no_private_broker_behind_nat64():
+    """DNS64 makes an IPv6 address of a private one, too; what counts is where it leads."""
+    nat64, peer = Nat64(), Identity.generate()
+    nat64.learn(NetReport(nat64=True, nat64_prefix=PREFIX))
+    transport = MqttTransport(Identity.generate(), [], 1, Counters(), nat64=nat64)
+    await transport.start(lambda *_: True)
+    try:
+        for ip in ("10.0.0.1", "127.0.0.1", "169.254.169.254"):
+            inside = f"mqtt://[{synthesize(PREFIX, ip)}]:1883"
+            dest = pack_address(
+                peer, machine=bytes(16), sequence=1, brokers=[inside], interfaces=[]
+            )
+            with pytest.raises(SignallingError, match="a peer's word is not enough"):
+                await transport.send(dest, b"signal")
+    finally:
+        await transport.close()

@@ -191,7 +191,7 @@ async def _broker(url: str) -> Finding:
     subject = f"broker {redact(url)}"
     identity = Identity.generate()
     try:
-        transport = MqttTransport(identity, [url], 1, Counters(), reach=Nat64().reach)
+        transport = MqttTransport(identity, [url], 1, Counters(), nat64=Nat64())
     except ConfigError as error:
         return Finding("fail", subject, str(error), "correct the URL")
     returned = asyncio.Event()

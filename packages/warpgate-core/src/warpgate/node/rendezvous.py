@@ -220,9 +220,10 @@ class Rendezvous:
     def login_wanted(self) -> str:
         """Return why this network seems to want a login, in words; empty when it does not.
 
-        It does where each of its brokers is answered for by somebody else.
+        It does where each of its own brokers is answered for by somebody else.
         """
         states = [] if self.mqtt is None else self.mqtt.status()
+        states = [each for each in states if not each.on_demand]  # those are a peer's word
         if not states or not all(each.answered_by for each in states):
             return ""
         names = ", ".join(each.url for each in states)

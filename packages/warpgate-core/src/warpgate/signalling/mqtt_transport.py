@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from warpgate.errors import ConfigError, SignallingError
+from warpgate.net.nat64 import Nat64
 from warpgate.protocol.peer_address import MAX_BROKER_BYTES, MAX_BROKERS
 from warpgate.server_urls import BrokerURL, parse_broker, redact
 from warpgate.signalling.broker_policy import inbox_topic, may_dial, names_of, normalise
-from warpgate.signalling.mqtt_dial import Reach
 from warpgate.signalling.mqtt_inbox import Inbox
 from warpgate.signalling.mqtt_link import RESEND_S, BrokerLink, BrokerStatus
 from warpgate.signalling.mqtt_race import Race
@@ -59,7 +59,7 @@ class MqttTransport:
         tls_context: for ``mqtts`` and ``wss``; None takes the system's certificate authorities.
         on_change: called when :meth:`brokers` has changed, so that the address is signed anew.
         on_return: called when a broker is reached after a time when none could be.
-        reach: by which address an IP address is reached.
+        nat64: the way to brokers of IPv4 from where only IPv6 leads outside; None: one of its own.
 
     Raises:
         ConfigError: a broker's URL can't be used.
@@ -79,14 +79,14 @@ class MqttTransport:
         tls_context: ssl.SSLContext | None = None,
         on_change: Callable[[], None] = lambda: None,
         on_return: Callable[[], None] = lambda: None,
-        reach: Reach | None = None,
+        nat64: Nat64 | None = None,
     ) -> None:
         self._configured: dict[str, BrokerURL] = {}
         for name, url in map(_parse, brokers):
             self._configured.setdefault(name, url)
         self._keep, self._counters = min(keep, MAX_BROKERS), counters
         self._on_link, self._tls_context = on_link, tls_context
-        self._on_change, self._on_return, self._reach = on_change, on_return, reach
+        self._on_change, self._on_return, self._nat64 = on_change, on_return, nat64 or Nat64()
         self._inbox_topic = inbox_topic(identity.public_key)
         self._inbox = Inbox(counters, self._hand_over)
         self._retained = Retained(self._inbox_topic, counters)
@@ -230,7 +230,7 @@ class MqttTransport:
         return self._link(
             parse_broker(name),
             on_demand=True,
-            permit=lambda ip: may_dial(ip, peer_ips, self._on_link),
+            permit=lambda ip: may_dial(self._nat64.native(ip), peer_ips, self._on_link),
         )
 
     def _make_room(self) -> bool:
@@ -259,7 +259,7 @@ class MqttTransport:
             on_message=self._received,
             context=self._tls_context,
             on_connected=self._connected,
-            reach=self._reach,
+            reach=self._nat64.reach,
             **options,
         )
 
