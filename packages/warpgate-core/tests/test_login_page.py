@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import ssl
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from cryptography import x509
@@ -25,7 +26,7 @@ from warpgate.plugin import Plugin
 from warpgate.protocol.peer_address import pack_address
 from warpgate.protocol.web_page import is_web_page, what_speaks
 from warpgate.signalling import direct as direct_module
-from warpgate.signalling import mqtt_link, mqtt_transport
+from warpgate.signalling import mqtt, mqtt_link, mqtt_transport
 from warpgate.signalling.mqtt_transport import MqttTransport
 
 pytestmark = pytest.mark.usefixtures("leaks")
@@ -185,6 +186,21 @@ async def test_a_broker_that_is_gone_is_no_login_page() -> None:
         assert transport.status()[0].answered_by == ""
 
 
+async def test_another_failure_is_no_login_page_either(monkeypatch) -> None:
+    async with portal() as port, signalling(f"mqtt://127.0.0.1:{port}") as (transport, _):
+        async with asyncio.timeout(GUARD_S):
+            while not transport.status()[0].answered_by:  # noqa: ASYNC110  # no event tells of it
+                await asyncio.sleep(0.01)
+
+            async def broken(*_args, **_options):
+                raise RuntimeError("broken")
+
+            monkeypatch.setattr(mqtt, "open_session", broken)
+            while "broken" not in transport.status()[0].error:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert transport.status()[0].answered_by == ""
+
+
 async def test_the_doctor_says_to_log_in() -> None:
     async with portal() as port:
         (finding,) = await checks.brokers([f"mqtt://127.0.0.1:{port}"], 1)
@@ -207,7 +223,7 @@ class Dials(Plugin):
         self.result.set_result(None)
 
 
-async def test_a_call_names_the_login_and_has_met_nobody(start) -> None:
+async def test_a_call_names_the_login_and_has_met_nobody(start, monkeypatch) -> None:
     bob = await start(Dials)
     address, port = bob.address(), bob.port
     await bob.close()
@@ -217,6 +233,14 @@ async def test_a_call_names_the_login_and_has_met_nobody(start) -> None:
         async with asyncio.timeout(GUARD_S):
             while alice.rendezvous.login_wanted() == "":  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
+        # Of a broker that only a peer has named nobody knows whether it is there at all.
+        (own,) = alice.rendezvous.mqtt.status()
+        of_a_peer = replace(own, on_demand=True, answered_by="", error="no answer")
+        with monkeypatch.context() as patch:
+            patch.setattr(alice.rendezvous.mqtt, "status", lambda: [own, of_a_peer])
+            assert alice.rendezvous.login_wanted()
+            patch.setattr(alice.rendezvous.mqtt, "status", lambda: [of_a_peer])
+            assert not alice.rendezvous.login_wanted()
         pipe, _ = await auto_connect(alice, address, GUARD_S)
         assert pipe is None
         report = alice.last_report

@@ -66,7 +66,7 @@ class Rendezvous:
             on_link=lambda ip: any(nic.on_link(ip) for nic in node.ifs),
             on_change=node.sign_address,
             on_return=node.network.back_online,
-            reach=node.network.nat64.reach,
+            nat64=node.network.nat64,
         )
         if node.conf["enable_nickname"]:
             self.names = RetainedNames(self.mqtt, node.identity, node.stats)

@@ -165,7 +165,7 @@ class BrokerLink:
             except SignallingError as error:
                 self._error, self._wrong = str(error), None
             except Exception as error:  # noqa: BLE001  # the link outlives whatever a broker provokes
-                self._error = repr(error)
+                self._error, self._wrong = repr(error), None
             else:
                 delay = await self._hold(session, delay)
             self._set("waiting")
