@@ -315,3 +315,38 @@ async def test_a_peers_relay_that_cannot_be_reached_is_an_end_without_one_here(m
     text = str(plugin._result.error)
     assert f"no route to {RELAY4[0]}" in text
     assert "without a factory" in text
+
+
+async def test_knocks_and_hellos_through_nat64_have_one_budget(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """WIRE section 5: so many packets go to a relay that has not answered, by whichever address."""
+    plugin, sent = make(IP4, "203.0.113.5", None, initiator=False), []
+    way = ("64:ff9b::cb00:7114", RELAY4[1])
+
+    async def translated(_address: Any) -> Any:
+        return way
+
+    class Socket:
+        local, af, default, closed = ("2001:db8:2:1::2", 4000), IP6, None, False
+
+        def send_to(self, data: bytes, address: Any) -> bool:
+            sent.append((data, address))
+            return True
+
+        def route(self, *_args: Any) -> None: ...
+        def unroute(self, *_args: Any) -> None: ...
+        def on_close(self, *_args: Any) -> None: ...
+        def close(self) -> None: ...
+
+    async def open_towards(_dest: Any) -> Any:
+        return Socket()
+
+    monkeypatch.setattr(datagrams, "open_towards", open_towards)
+    monkeypatch.setattr(datagrams, "OWN_RELAY_S", 0.0)
+    plugin._datagrams._way = translated
+    await plugin._datagrams.one_relay(RELAY4)
+    assert sent
+    assert {address for _, address in sent} == {way}
+    assert plugin.budget.sent(way[0]) == len(sent)
+    assert plugin.budget.sent(RELAY4[0]) == 0

@@ -156,7 +156,7 @@ class Datagrams:
         self._calls.hand_over(pipe)
 
         def send(data: bytes) -> None:
-            if budget.take(relay[0], 1, len(data)):
+            if budget.take(way[0], 1, len(data)):  # as the hello on this pipe does
                 sock.send_to(data, way)
 
         self._knockers.append(Knocker(pipe, facts.knock, send))
