@@ -341,6 +341,28 @@ async def test_another_network_is_an_arrival(launch, machine) -> None:
         await arrived.wait()
 
 
+async def test_an_address_that_leads_nowhere_is_no_arrival(launch, machine) -> None:
+    """What is known of servers, relays and NAT64 outlives a container that starts."""
+    node = await launch()
+    await node.network.ready()
+    arrived = []
+    node.network.on_arrival(lambda: arrived.append(True))
+    machine.append(replace(nic("docker0", 2, "127.0.5.1"), gateways={}))
+    node.network._noticed(slept=False)
+    await until(lambda: len(node.peer_address.interfaces) == 2)
+    await node.network._refreshing
+    assert not arrived
+
+
+async def test_without_stun_any_change_may_be_an_arrival(start, machine) -> None:
+    node = await start(ip=None)
+    arrived = []
+    node.network.on_arrival(lambda: arrived.append(True))
+    machine[:] = [nic("eth1", 2, "127.0.4.1")]
+    node.network._noticed(slept=False)
+    await until(lambda: arrived)
+
+
 async def test_a_machine_that_slept_asks_anew(launch, servers, monkeypatch) -> None:
     node = await launch()
     events, nudged = [], []

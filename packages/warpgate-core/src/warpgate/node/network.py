@@ -375,22 +375,22 @@ class NetworkWatch:
     async def _refresh(self) -> None:
         while self._again is not None:
             slept, self._again = self._again, None
+            networks = self._networks
             try:
                 changed = await self._node.place.refresh()
             except OSError as error:
                 log.warning("the interfaces can't be read: %s", error)
                 return
-            moved = False
             if self._surveying is not None:
-                moved = self._look()
+                self._look()
                 self._keep()
+            moved = networks != self._networks  # a survey may have looked first
             signed = self._apply()
             self._keepers.check(everything=changed or slept)
             if changed and not signed:
                 self._call_back()
-            if changed or moved or slept:
-                self._arrived()
-            if moved or slept:  # a container's address that comes and goes is no reason
+            if moved or slept or (changed and self._surveying is None):
+                self._arrived()  # a container's address that comes and goes is no reason
                 self._wanted.set()
             if changed or moved or slept:
                 self._node.rendezvous.nudge(self._node.own_ips())
