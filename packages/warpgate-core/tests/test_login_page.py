@@ -7,6 +7,7 @@ import datetime as dt
 import ssl
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
@@ -283,6 +284,20 @@ async def test_a_call_into_silence_ends_when_all_brokers_are_strangers(start, mo
         assert {each.status for each in report.outcomes} == {"failed"}
         assert all("nothing but a login page" in each.cause for each in report.outcomes)
         await alice.close()
+
+
+@pytest.mark.parametrize("field", ["heard", "proven"])
+def test_a_call_that_has_met_the_peer_goes_on(field) -> None:
+    """A pipe may be proven without a signal, and wait for a better one just then."""
+    ended = []
+    node = SimpleNamespace(rendezvous=SimpleNamespace(login_wanted=lambda: "log in"))
+    race = SimpleNamespace(heard=False, proven=False, give_up=ended.append)
+    setattr(race, field, True)
+    auto_connect_module._look_for_login(node, race)
+    assert ended == []
+    setattr(race, field, False)
+    auto_connect_module._look_for_login(node, race)
+    assert len(ended) == 1
 
 
 @pytest.mark.parametrize("answer", [PAGE, b""], ids=["page", "end"])

@@ -219,7 +219,7 @@ async def _race(
 
 def _look_for_login(node: Node, race: Race) -> None:
     """End a call that a captive network leaves no way but dials into silence."""
-    if node.rendezvous.login_wanted() and not race.heard:
+    if node.rendezvous.login_wanted() and not (race.heard or race.proven):
         race.give_up("nothing but a login page is heard in this network")
 
 
