@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 
@@ -390,3 +391,13 @@ async def test_what_strangers_may_cost_ends_a_spray(facts, monkeypatch):
         assert await connect(alice, bob) is None
         assert "(30 sent, 0 heard)" in cause(alice)
         assert "strangers have used up" in cause(alice)
+
+
+@pytest.mark.parametrize("reason", ["too bad", SkipReason.TOO_SOON.value])
+def test_a_peers_reason_is_no_word_to_a_terminal(reason):
+    plugin = RandomProbe()
+    plugin.manager = SimpleNamespace(sprays=SimpleNamespace(refusal=lambda *_: None))
+    mine = SimpleNamespace(packets=1)
+    error = str(plugin._none(mine, "192.0.2.1", f"{reason} (\x1b[2J\nwon)"))
+    assert error.isprintable()
+    assert error.endswith("[2Jwon)")

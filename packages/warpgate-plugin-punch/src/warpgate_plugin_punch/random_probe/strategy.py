@@ -137,6 +137,7 @@ class RandomProbe(Plugin):
     def _none(self, mine: SideNumbers, peer_ip: str, reason: str) -> TraversalError:
         """Return why nothing is sent: an address that had its spray lately is no failure."""
         gate, soon = self.manager.sprays, SkipReason.TOO_SOON
+        reason = "".join(char for char in reason if char.isprintable())  # it is the peer's text
         own = None if mine.packets else gate.refusal(peer_ip, gateway(self), 1)
         if own is not None:
             return gate.too_soon(peer_ip) or TraversalError(own)
