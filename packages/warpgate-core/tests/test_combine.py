@@ -82,6 +82,14 @@ def test_without_a_shared_family_there_is_no_path(make_address, nics):
     assert found is SkipReason.FAMILY_NOT_SHARED
 
 
+@pytest.mark.parametrize("relay", [False, True])
+def test_a_peer_without_interfaces_has_no_path(make_address, nics, local, relay):
+    nobody = make_address(machine=THERE)
+    for ours, theirs in ((local, nobody), (nobody, local)):
+        found = responder_path(ours, theirs, nics, message(), ROUTE_TYPES, relay)
+        assert found is SkipReason.FAMILY_NOT_SHARED
+
+
 def test_loopback_needs_the_same_machine(make_address, nics, local):
     msg = message(route_type=LOOPBACK_BIND)
     stranger = make_address(["192.168.1.7"], machine=THERE)

@@ -89,6 +89,8 @@ def responder_path(
     no family in common.
     """
     shared = local.families() & peer.families()
+    if not (local.families() and peer.families()):
+        return SkipReason.FAMILY_NOT_SHARED  # an address without any interface
     if relay and crossed(local, peer):
         own = min(outer_families(local) or local.families())
         other = min(outer_families(peer) or peer.families())
