@@ -259,6 +259,22 @@ async def test_connects_and_dials_count_against_the_budget(make: Any) -> None:
     assert side.plugin.node.stats["turn_dials_limited"] == 2
 
 
+async def test_through_nat64_it_is_the_same_budget(make: Any) -> None:
+    """What the hello and STUN send goes to the synthesised address, too."""
+    side, synthesised = make(), "2001:db8:64::c633:6409"
+
+    async def way(address: Any) -> Any:
+        return synthesised, address[1]
+
+    side.streams._way = way
+    await side.offer()
+    await side.hear(PEERS)
+    assert side.dials == [(synthesised, PEERS[1])]
+    assert side.relay.connects == [PEERS]
+    assert side.plugin.budget.left(synthesised) == 50 - 2 * MAX_SYNS
+    assert side.plugin.budget.left(PEERS[0]) == 50
+
+
 async def test_who_does_not_know_its_own_address_says_so(make: Any) -> None:
     side = make()
     await side.hear(PEERS, lets=[])

@@ -260,13 +260,12 @@ class Streams:
         known = {ip for to, before in self._dialled if to == relay for ip in before}
         if self._dialling or self.joined or let_in <= known or len(self._dialled) >= MAX_DIALS:
             return
-        if not plugin.budget.take(relay[0], MAX_SYNS, SYN_BYTES):
-            plugin.node.stats.count("turn_dials_limited")
-            return
-        self._dialled.append((relay, let_in))
         self._dialling = True
         try:
-            to = relay if self._way is None else await self._way(relay)
+            to = await self._affordable(relay)
+            if to is None:
+                return
+            self._dialled.append((relay, let_in))
             pipe = await plugin.nic.route(plugin.af).connect(to, TCP, timeout=DIAL_S)
         except OSError as error:
             self._lost(relay, str(error))
@@ -284,6 +283,17 @@ class Streams:
             self._calls.check_hopeless()
             if self._peer.stream is not None:
                 await self.dial(self._peer.stream, self._peer.lets)
+
+    async def _affordable(self, relay: Address) -> Address | None:
+        """Return by which address a relay is reached; None, counted, where too much went there.
+
+        Whether it is this side that connects or its relay, and through NAT64 or not: it is one budget.
+        """
+        to = relay if self._way is None else await self._way(relay)
+        if self._plugin.budget.take(to[0], MAX_SYNS, SYN_BYTES):
+            return to
+        self._plugin.node.stats.count("turn_dials_limited")
+        return None
 
     def _lost(self, relay: Address, why: str) -> None:
         self.unreachable = RelayError(f"the other's relay {relay[0]} can't be reached: {why}")
@@ -331,8 +341,7 @@ class Streams:
         allocation = self.allocation
         if allocation is None or self.joined:
             return
-        if not self._plugin.budget.take(relay[0], MAX_SYNS, SYN_BYTES):
-            self._plugin.node.stats.count("turn_dials_limited")
+        if await self._affordable(relay) is None:
             return
         try:
             number = await connect(allocation, relay)
