@@ -177,6 +177,22 @@ async def test_it_is_tried_often_until_the_login(monkeypatch) -> None:
                 await tries.acquire()
 
 
+async def test_what_lasts_is_no_login_that_is_waited_for(monkeypatch) -> None:
+    """A broker's own certificate may be wrong: it is not dialled every few seconds for ever."""
+    monkeypatch.setattr(mqtt_link, "LOGIN_S", 0.0)
+    monkeypatch.setattr(mqtt_link, "LOGIN_CAP_S", 0.0)
+    monkeypatch.setattr(mqtt_link, "BACKOFF_BASE_S", 0.01)
+    tries = asyncio.Semaphore(0)
+
+    async def ten() -> None:
+        for _ in range(10):  # the back-off, which doubles, lasts for 2.5 s and more
+            await tries.acquire()
+
+    async with portal(seen=tries.release) as port, signalling(f"mqtt://127.0.0.1:{port}"):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ten(), 0.5)
+
+
 async def test_a_broker_that_is_gone_is_no_login_page() -> None:
     async with portal() as port:
         pass
