@@ -85,6 +85,32 @@ async def test_a_relay_that_is_kept_ready_is_of_ipv4_then(world: Any) -> None:
     assert len(asked) == 3
 
 
+async def test_what_lacks_ipv6_is_not_waited_for_by_another_transport(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where UDP is blocked, the same server has said over TLS what there is to be known."""
+    tls = TurnServer(SERVERS[0].host, 443, "user", "password", "tls")
+    silent: list[str] = []
+
+    async def open_(server: TurnServer, _address: Any, **options: Any) -> Any:
+        if server.transport == "udp":
+            silent.append(server.host)
+            await asyncio.Event().wait()
+        options["on_answer"]()
+        if options["family"] == IP6:
+            raise NotSupported("no such family")
+        return Stub(server, options["family"])
+
+    monkeypatch.setattr(Allocation, "open", open_)
+    pool = Pool(ServerList([SERVERS[0], tls]), Counters(), stagger_s=0.01)
+    async with asyncio.timeout(20):
+        allocation = await pool.take(IP6)
+    assert (allocation.family, allocation.server) == (IP4, tls)
+    assert silent == [SERVERS[0].host] * 2
+    allocation.close()
+    await pool.close()
+
+
 async def test_one_server_with_ipv6_will_do(world: Any) -> None:
     pool, _ = world(lambda host, family: ipv4_only(host, family) if host[-1] == "1" else None)
     for _ in range(2):

@@ -173,11 +173,24 @@ class Search:
             if not isinstance(error, ServerUnreachable | ConnectionLost):
                 # The server itself has spoken.
                 self._waiting = [each for each in self._waiting if each is not candidate]
+            if isinstance(error, NotSupported):
+                self._end_others(candidate.server.host)
             if not candidate.trying and candidate not in self._waiting:
                 self._causes.append(candidate.error)
                 if not isinstance(candidate.error, NotSupported):  # good for everything else
                     self._failed(candidate.state, candidate.error)
         return None
+
+    def _end_others(self, host: str) -> None:
+        """Wait no more for what a server said that it has not, by the other ways to it.
+
+        Those that have not begun are told so by whoever remembers it.
+        """
+        for task, other in list(self._running.items()):
+            if other.candidate.server.host == host and not task.done():
+                del self._running[task]
+                other.candidate.trying -= 1
+                self._drop(task)
 
     def _found(self, candidate: _Candidate, allocation: Allocation) -> Allocation:
         candidate.state.worked(allocation.rtt_s)
