@@ -13,6 +13,7 @@ from warpgate import IP4, IP6, NODE_TEST_CONF, Node, RelayError, auto_connect
 from warpgate.nat.report import NetReport, PathReport
 from warpgate.testing import LeakCheck, Stage
 from warpgate_plugin_turn import pool as pool_module
+from warpgate_plugin_turn import standby as standby_module
 from warpgate_plugin_turn import warm as warm_module
 from warpgate_plugin_turn.errors import QuotaReached
 from warpgate_plugin_turn.servers import ServerList
@@ -222,13 +223,18 @@ class Network:
         self.network = self
         self.report: NetReport | None = None
         self.callbacks: list[Callable[[], None]] = []
+        self.pending = True
+        self.age_s: float | None = None
+        self.place = self
+        self.families = [IP4]
+        self.nics = [SimpleNamespace(has_default=lambda af: af == IP4)]
 
     def on_change(self, callback: Callable[[], None]) -> Callable[[], None]:
         self.callbacks.append(callback)
         return lambda: self.callbacks.remove(callback)
 
     def supported(self) -> list[int]:
-        return [IP4]
+        return self.families
 
     def is_now(self, *paths: PathReport) -> None:
         self.report = NetReport(paths)
@@ -253,7 +259,7 @@ async def followed(warm: Both) -> AsyncIterator[Callable[..., Any]]:
 
     def make(wanted: bool | None = None) -> tuple[Network, Any]:
         network: Any = Network()
-        pool: Any = SimpleNamespace(servers=ServerList([]), warm=keeper)
+        pool: Any = SimpleNamespace(servers=ServerList([]), warm=keeper, prepare=keeper.prepare)
         made.append(Standby(network, pool, wanted))
         return network, pool
 
@@ -293,6 +299,40 @@ async def test_a_network_that_lets_out_the_web_alone_needs_one(
     network.is_now(path(True, True))  # a better one
     assert not warm[0].held
     assert not pool.servers.https_only
+
+
+async def test_a_new_node_that_hears_nothing_prepares_one_before_its_survey_is_sure(
+    followed: Callable[..., Any], warm: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, servers = warm
+    monkeypatch.setattr(standby_module, "SILENCE_S", 0.01)
+    network, _ = followed()
+    network.families = [IP6, IP4]
+    await until(lambda: keeper.has(IP4))
+    assert servers.asked == [(IP4, True)]  # IPv6 leads nowhere there
+    assert not keeper.held
+    network.is_now(WEB)
+    assert keeper.held == {IP4}
+    assert len(servers.given) == 1  # it is the one that is kept
+
+
+@pytest.mark.parametrize(
+    ("wanted", "facts"),
+    [(None, {"age_s": 0.1}), (None, {"pending": False}), (False, {})],
+    ids=["a server has answered", "the survey is over", "switched off"],
+)
+async def test_otherwise_none_is_prepared_early(
+    followed: Callable[..., Any],
+    warm: Both,
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: bool | None,
+    facts: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(standby_module, "SILENCE_S", 0.0)
+    network, _ = followed(wanted)
+    vars(network).update(facts)
+    await asyncio.sleep(0.01)
+    assert warm[1].asked == []
 
 
 async def test_the_peers_family_is_needed_once_a_call_has_asked_for_it(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Final
 
 from warpgate_plugin_turn.pool import Pool
 
 if TYPE_CHECKING:
     from warpgate import Node
+
+SILENCE_S: Final = 0.4
+"""When no STUN server has answered a new node over UDP by then, it is likely that none will."""
 
 
 class Standby:
@@ -28,6 +32,9 @@ class Standby:
         self._place: object = None
         pool.warm.on_asked = self.asked
         self._forget = node.network.on_change(self.look)
+        # A survey takes a second to be sure of silence; a call may come just then.
+        loop = asyncio.get_running_loop()
+        self._early = None if wanted is False else loop.call_later(SILENCE_S, self._look_early)
         self.look()
 
     def asked(self, af: int) -> None:
@@ -54,7 +61,17 @@ class Standby:
             self._asked.clear()
         self._pool.warm.hold(families | self._asked if wanted else (), anew=moved)
 
+    def _look_early(self) -> None:
+        network = self._node.network
+        if not network.pending or network.age_s is not None:
+            return
+        for af in self._node.supported():
+            if any(nic.has_default(af) for nic in self._node.place.nics):
+                self._pool.prepare(af, udp_blocked=True)
+
     def close(self) -> None:
         """Stop following."""
+        if self._early is not None:
+            self._early.cancel()
         self._pool.warm.on_asked = None
         self._forget()
