@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from warpgate import AllocationExpired, PipeClosed, RemoteProtocolError, auto_connect
+from warpgate import (
+    IP6,
+    LOOPBACK_BIND,
+    AllocationExpired,
+    PipeClosed,
+    RemoteProtocolError,
+    auto_connect,
+)
 from warpgate.testing.coturn import Coturn
 from warpgate_plugin_turn.pool import Pool
 from warpgate_plugin_turn.strategy import Turn
@@ -34,11 +41,11 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def connected(alice: Any, bob: Any) -> tuple[Any, Any]:
+async def connected(alice: Any, bob: Any, **narrowed: Any) -> tuple[Any, Any]:
     """Ask for a stream, and return both ends after a byte has gone each way."""
     async with asyncio.timeout(GUARD_S):
         pipe, plugin = await auto_connect(
-            alice, bob.address(), GUARD_S, plugins=["turn"], transport="tcp"
+            alice, bob.address(), GUARD_S, plugins=["turn"], transport="tcp", **narrowed
         )
         assert pipe is not None, str(alice.last_report)
         assert isinstance(plugin, Turn)
@@ -86,6 +93,18 @@ async def test_a_stream_over_ipv6(coturn: Start, pair: Pair) -> None:
         pipe, _ = await connected(alice, bob)
         assert pipe.remote[0] == "::1"
         await pipe.close()
+
+
+@pytest.mark.parametrize("whose", ["the caller's", "the peer's"])
+async def test_a_relay_of_ipv4_serves_an_attempt_over_ipv6(
+    coturn: Start, pair: Pair, whose: str
+) -> None:
+    urls = [coturn().url("tcp")]  # it has no IPv6 relays
+    first, second = (urls, []) if whose == "the caller's" else ([], urls)
+    alice, bob = await pair(first, second, ip=None)
+    pipe, _ = await connected(alice, bob, afs=[IP6], route_types=[LOOPBACK_BIND])
+    assert pipe.remote[0] == "127.0.0.1"
+    await pipe.close()
 
 
 @pytest.mark.parametrize("transport", ["tcp", "tls"])

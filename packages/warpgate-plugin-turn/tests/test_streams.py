@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest_asyncio
 from warpgate.errors import AllocationExpired, PipeClosed, RelayError
 from warpgate.events import Counters
 from warpgate.net.budget import PacketBudget
-from warpgate.net.constants import IP4
+from warpgate.net.constants import IP4, IP6
 from warpgate.net.nic import loopback_interface
 from warpgate.server_urls import parse_turn
 from warpgate.testing import LeakCheck
@@ -255,3 +256,30 @@ async def test_nobody_listens_at_the_relay(make: Any) -> None:
     await theirs.dial(("127.0.0.1", 9), ["127.0.0.1"])
     assert dialled.empty()
     assert "the other's relay 127.0.0.1 can't be reached" in str(theirs.unreachable)
+
+
+async def test_no_address_of_the_relay_s_family(make: Any) -> None:
+    theirs, dialled = make(None)
+    loopback = loopback_interface()
+    only_ipv6 = tuple(each for each in loopback.addresses if each.af == IP6)
+    theirs._plugin.nic = replace(loopback, addresses=only_ipv6)
+    await theirs.dial(("127.0.0.1", 9), ["127.0.0.1"])
+    assert dialled.empty()
+    assert "has no IPv4 address" in str(theirs.unreachable)
+
+
+async def test_a_relay_that_closes_at_once_can_be_reached(make: Any) -> None:
+    """As a server does that has no permission for this address yet: it is dialled again then."""
+    theirs, _ = make(None)
+    dials: list[Any] = []
+
+    async def connect(relay: Any, *_: Any, **__: Any) -> Any:
+        dials.append(relay)
+        raise ConnectionResetError("before anybody has looked")
+
+    theirs._plugin.nic = SimpleNamespace(route=lambda _af: SimpleNamespace(connect=connect))
+    relay = ("127.0.0.1", 50000)
+    await theirs.dial(relay, ["192.0.2.9"])
+    assert theirs.unreachable is None
+    await theirs.dial(relay, ["192.0.2.9", "127.0.0.1"])
+    assert dials == [relay, relay]

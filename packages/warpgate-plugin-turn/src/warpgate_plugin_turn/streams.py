@@ -266,8 +266,11 @@ class Streams:
             if to is None:
                 return
             self._dialled.append((relay, let_in))
-            pipe = await plugin.nic.route(plugin.af).connect(to, TCP, timeout=DIAL_S)
-        except OSError as error:
+            # A server without IPv6 relays has one of IPv4, for an IPv6 peer as well.
+            pipe = await plugin.nic.route(family_of(to[0])).connect(to, TCP, timeout=DIAL_S)
+        except ConnectionResetError:
+            self.unreachable = None  # connected, and closed as below before we looked
+        except (OSError, ValueError) as error:  # ValueError: no address of that family here
             self._lost(relay, str(error))
         else:
             assert isinstance(pipe, TcpPipe)
