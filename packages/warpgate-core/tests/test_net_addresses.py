@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
+import ssl
 
 import pytest
 
@@ -9,6 +11,7 @@ from warpgate.net.addresses import (
     canonical_ip,
     explained,
     is_ip,
+    reason,
     scope_index,
     scope_name,
     system_address,
@@ -78,3 +81,16 @@ def test_explained_errors_keep_their_class() -> None:
     lookup = explained(socket.gaierror(socket.EAI_NONAME, "unknown"), "connect to x")
     assert type(lookup) is socket.gaierror
     assert "connect to x" in str(lookup)
+
+
+async def test_the_reason_is_the_system_s_and_not_asyncio_s() -> None:
+    loop = asyncio.get_running_loop()
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        with pytest.raises(ConnectionRefusedError) as caught:
+            await loop.sock_connect(sock, ("127.0.0.1", 9))
+    assert reason(caught.value) == "Connection refused"
+    assert str(explained(caught.value, "connect to x")).endswith("connect to x: Connection refused")
+    assert reason(OSError(errno.EHOSTUNREACH, "No route to host")) == "No route to host"
+    assert reason(ssl.SSLError(1, "wrong version number")) == "wrong version number"
+    assert reason(TimeoutError()) == "TimeoutError"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from warpgate.errors import RelayError, RemoteProtocolError
-from warpgate.net.addresses import Address
+from warpgate.net.addresses import Address, reason
 from warpgate.net.constants import IP4, IP6
 from warpgate.net.datagram import DatagramSocket
 from warpgate.protocol.web_page import LOGIN_HINT, is_web_page
@@ -239,7 +239,7 @@ async def connect_stream(
     except TimeoutError as error:
         raise ServerUnreachable(f"{doing}: no connection within {timeout_s:g} s") from error
     except (OSError, ssl.SSLError) as error:
-        raise ServerUnreachable(f"{doing}: {error.strerror or error}") from error
+        raise ServerUnreachable(f"{doing}: {reason(error)}") from error
 
 
 async def open_stream(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from typing import Any
 
@@ -15,6 +16,7 @@ Address = tuple[str, int]
 SystemAddress = tuple[str, int] | tuple[str, int, int, int]
 
 MAX_PORT = 65535
+ASYNCIO_SAYS = "Connect call failed"
 
 
 def scope_name(index: int) -> str:
@@ -92,6 +94,15 @@ def canonical_ip(ip: str) -> str:
     return f"{text}%{scope_name(int(scope)) if scope.isdecimal() else scope}"
 
 
+def reason(error: OSError) -> str:
+    """Return in the system's words why a call failed: ``Connection refused``.
+
+    asyncio puts ``Connect call failed`` and the address in their place, which says nothing.
+    """
+    text = error.strerror or str(error) or type(error).__name__
+    return os.strerror(error.errno) if error.errno and text.startswith(ASYNCIO_SAYS) else text
+
+
 def explained(error: OSError, doing: str) -> OSError:
     """Return an error of the same class whose text says what was being done.
 
@@ -104,4 +115,4 @@ def explained(error: OSError, doing: str) -> OSError:
         return type(error)(f"{doing}: {error}")
     if isinstance(error, socket.gaierror):
         return socket.gaierror(error.errno, f"{doing}: {error.strerror}")
-    return OSError(error.errno, f"{doing}: {error.strerror}")  # the errno picks the subclass
+    return OSError(error.errno, f"{doing}: {reason(error)}")  # the errno picks the subclass

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from warpgate.errors import SignallingError
-from warpgate.net.addresses import system_address
+from warpgate.net.addresses import reason, system_address
 from warpgate.net.constants import IP6
 from warpgate.net.resolve import look_up
 from warpgate.protocol.ip import parse_ip
@@ -100,11 +100,9 @@ async def connect_socket(
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await loop.sock_connect(sock, address)
-        except (OSError, TimeoutError) as error:
+        except OSError as error:
             sock.close()
-            errors.append(
-                error.strerror or "no answer" if isinstance(error, OSError) else "no answer"
-            )
+            errors.append(reason(error) if error.errno else "no answer")
         except BaseException:
             sock.close()
             raise

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Self
 
 from ..events import Counters
-from ..net.addresses import canonical_ip, system_address, user_address
+from ..net.addresses import canonical_ip, reason, system_address, user_address
 from ..net.constants import IP6
 from ..net.udp import DatagramLink
 from .attributes import Address
@@ -310,7 +310,7 @@ async def _tcp(
                 volley.counters.count("stun-wrong-transaction")
                 it.error = "an answer to something else"
     except OSError as error:
-        it.error = error.strerror or str(error) or type(error).__name__
+        it.error = reason(error)
     finally:
         it.over = True
         if sock is not None:
