@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import warpgate
-from warpgate import cli
+from warpgate import TCP, UDP, Plugin, cli
+from warpgate.cli.plugins import _as_text
 from warpgate.errors import ConfigError, NoPathError
+from warpgate.loading.report import LoadedStrategy, LoadReport
 
 DISTS = Path(__file__).parent / "plugin_dists"
 SOURCE = str(Path(warpgate.__file__).parents[1])
@@ -198,3 +200,13 @@ def test_a_reader_that_goes_away_is_no_traceback():
     child.wait(60)
     assert b"Traceback" not in error
     assert b"Exception ignored" not in error
+
+
+def test_all_transports_of_a_strategy_are_shown():
+    class Both(Plugin):
+        name, phase, transport, transports = "both", "relay", UDP, ("udp", TCP)
+
+    report = LoadReport([LoadedStrategy("both", Both, "a-dist", "1.0", "both")])
+    for lines in (_as_text(report), str(report).splitlines()):
+        (row,) = [line for line in lines if line.startswith("both")]
+        assert row.split()[1:4] == ["relay", "udp,", "tcp"]

@@ -108,7 +108,7 @@ def plugins(conf: Mapping[str, Any], environ: Mapping[str, str]) -> list[Finding
     except ConfigError as error:
         return [Finding("fail", "plugins", str(error), "correct the setting")]
     findings = [
-        Finding("ok", f"strategy {item.name}", f"{item.phase}, {item.transport}, {item.source}")
+        Finding("ok", f"strategy {item.name}", f"{item.phase}, {item.makes}, {item.source}")
         for item in report.strategies
         if item.phase is not None
     ]

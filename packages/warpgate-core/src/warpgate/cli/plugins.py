@@ -100,7 +100,7 @@ def _as_text(report: LoadReport) -> list[str]:
         header = ("STRATEGY", "PHASE", "TRANSPORT", "DISTRIBUTION", "VERSION")
         lines += table(
             header,
-            [(s.name, s.phase, s.transport, s.distribution, s.version or "-") for s in strategies],
+            [(s.name, s.phase, s.makes, s.distribution, s.version or "-") for s in strategies],
         )
     else:
         from warpgate.loading.discovery import catalog

@@ -118,6 +118,12 @@ class LoadedStrategy:
         return transport_name(self.cls.transport)
 
     @property
+    def makes(self) -> str:
+        """All transports that it can make, the usual one first: ``"udp, tcp"``."""
+        others = (transport_name(each) for each in self.cls.transports)
+        return ", ".join(dict.fromkeys((self.transport, *others)))
+
+    @property
     def source(self) -> str:
         """Distribution, version and entry point."""
         return source_text(self.distribution, self.version, self.entry_point)
@@ -150,7 +156,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         rows = [
-            (item.name, item.phase or "auxiliary", item.transport, item.source)
+            (item.name, item.phase or "auxiliary", item.makes, item.source)
             for item in self.strategies
         ]
         rows += [
