@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hmac
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv6Address, ip_address, ip_network
 from pathlib import Path
@@ -63,6 +66,21 @@ def pool(server: Coturn, transport: str, certificates: Any) -> Pool:
     url = server.url(transport, login=f":{SECRET}".replace(" ", "%20"))
     context = tls_context(str(certificates[0]))
     return Pool(ServerList([parse_turn(url)]), Counters(), tls=context)
+
+
+async def test_an_account_by_the_recipe(server: Coturn) -> None:
+    """As docs/deploy.md tells a web service to make it, and docs/turn.md how to write it in a URL."""
+    user = f"{int(time.time()) + 3600}:alice"
+    signed = hmac.new(SECRET.encode(), user.encode(), "sha1").digest()
+    password = base64.b64encode(signed).decode()
+    login = ":".join(
+        text.replace("%", "%25").replace(":", "%3A").replace("/", "%2F")
+        for text in (user, password)
+    )
+    relays = Pool(ServerList([parse_turn(server.url(login=login))]), Counters())
+    allocation = await relays.allocate()
+    assert allocation.relayed[0] == "127.0.0.1"
+    await relays.close()
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
