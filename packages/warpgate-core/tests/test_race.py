@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from warpgate.errors import PluginDefinitionError
-from warpgate.net.constants import IP4, NIC_BIND
+from warpgate.net.constants import IP4, IP6, NIC_BIND
 from warpgate.traversal.paths import Path
 from warpgate.traversal.plan import GROUPS, Combination, Plan
 from warpgate.traversal.race import PREFERENCE_S, Race
@@ -502,3 +502,18 @@ def test_a_newer_plan_says_why_what_waited_is_left_out(virtual):
 
     found, skip = virtual(main())
     assert found == [skip]
+
+
+@pytest.mark.parametrize(("limit", "relays"), [(0, 0), (1, 1), (3, 2)])
+def test_newer_facts_bring_no_more_relays_than_the_call_may_try(virtual, limit, relays):
+    async def main():
+        race, manager = a_race({}, combination("d"))
+        first = combination("r", "relay")
+        second = replace(first, path=replace(first.path, af=IP6, ip="2001:db8::1"))
+        found = (combination("d"), first, second)
+        newer = Plan(found, (), OPENS_S, FOLLOWS, GROUPS, turn_limit=limit)
+        asyncio.get_running_loop().call_later(0.2, race.replan, newer, None)
+        await race.run(10)
+        return [strategy for strategy, _ in manager.started]
+
+    assert virtual(main()).count("r") == relays

@@ -158,6 +158,16 @@ def test_what_a_server_lacks_is_believed_for_a_while() -> None:
     assert servers.lacking(IP4, 101.0) == servers.lacking(IP6, 100.0 + LACKING_S) == 0
 
 
+async def test_a_server_without_relays_for_streams_has_those_for_datagrams(world: Any) -> None:
+    refusals = [NotSupported("no TCP relays")]
+    pool, asked = world(lambda *_: refusals.pop() if refusals else None)
+    pool.servers = ServerList([TurnServer("192.0.2.1", 443, "user", "password", "tls")])
+    with pytest.raises(NotSupported):
+        await pool.allocate(IP6, streams=True)
+    assert (await pool.take(IP6)).family == IP6
+    assert asked == [("192.0.2.1", IP6)] * 2
+
+
 async def test_a_server_that_lacks_a_family_is_not_asked_again_over_another_transport(
     world: Any,
 ) -> None:
@@ -376,3 +386,22 @@ async def test_knocks_and_hellos_through_nat64_have_one_budget(
     assert {address for _, address in sent} == {way}
     assert plugin.budget.sent(way[0]) == len(sent)
     assert plugin.budget.sent(RELAY4[0]) == 0
+
+
+@pytest.mark.parametrize("ip", ["192.0.2.20", "10.0.0.5", "127.0.0.1"])
+async def test_the_server_beside_a_relay_is_asked_where_the_core_allows_it(
+    make: Any, monkeypatch: pytest.MonkeyPatch, ip: str
+) -> None:
+    questions: list[Any] = []
+
+    async def mapped(_where: Any, beside: Any, *_: Any) -> set[str]:
+        questions.append(beside)
+        return set()
+
+    monkeypatch.setattr(datagrams, "mapped_ips", mapped)
+    monkeypatch.setattr(datagrams, "tcp_mapped_ips", mapped)
+    plugin = make(IP4, "203.0.113.5", None)
+    plugin.manager.refuses = lambda _plugin, ip: None if ip == "192.0.2.20" else "no"
+    sock: Any = SimpleNamespace(af=IP4)
+    await plugin._datagrams._learn(sock, RELAY4, facts(stun_ip=ip, stun_port=3478))
+    assert questions == [(ip, 3478) if ip == "192.0.2.20" else None] * 2  # over UDP, then TCP

@@ -49,13 +49,18 @@ def test_servers_are_forgiven() -> None:
     assert [(each.why_bad, each.rtt_s) for each in servers.states] == [("", None)] * 2
 
 
-async def test_another_network_makes_all_servers_good(pair: Callable[..., Any]) -> None:
+async def test_another_network_makes_all_servers_good(
+    pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     node, _ = await pair(["turn:user:password@127.0.0.1:9"], [])
     factory = node.traversal.plugin_loaders["turn"].factory
     (state,) = factory.pool.servers.states
     state.failed("it spoke HTTP", asyncio.get_running_loop().time())
     factory.udp_was(heard=False)
     assert factory.udp_silent
+    renewed: list[bool] = []
+    monkeypatch.setattr(factory.pool.warm, "renew", lambda: renewed.append(True))
     node.network.back_online()
+    assert renewed  # a relay that was searched for before the login tells of a portal
     assert not factory.udp_silent
     assert (state.bad_until, state.why_bad) == (0.0, "")

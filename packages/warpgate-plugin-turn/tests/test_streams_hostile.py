@@ -68,7 +68,7 @@ class Side:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, initiator: bool = True) -> None:
         self.relay = Relay()
         self.dials: list[Any] = []
-        self.joined: list[int] = []
+        self.questions: list[Any] = []
         self.told = 0
         self.tasks: set[asyncio.Task[None]] = set()
         self.refused: set[str] = {"127.0.0.1", "10.0.0.1", "192.168.1.1"}
@@ -95,7 +95,8 @@ class Side:
         async def tell() -> None:
             self.told += 1
 
-        async def mapped(*_: Any) -> set[str]:
+        async def mapped(_af: int, beside: Any, _budget: Any) -> set[str]:
+            self.questions.append(beside)
             return set()
 
         async def no_server(*_: Any) -> Any:
@@ -194,6 +195,15 @@ async def test_this_side_dials_what_the_core_allows(make: Any, ip: str) -> None:
     side.refused.clear()
     await side.hear((ip, 50001))
     assert side.dials == [(ip, 50001)]
+
+
+@pytest.mark.parametrize("ip", [PEERS[0], "10.0.0.1", "127.0.0.1"])
+async def test_the_server_beside_a_relay_is_asked_where_the_core_allows_it(
+    make: Any, ip: str
+) -> None:
+    side = make()
+    await side.hear(PEERS, stun_ip=ip, stun_port=3478)
+    assert set(side.questions) == ({(ip, 3478)} if ip == PEERS[0] else set())
 
 
 async def test_a_server_inside_our_own_network_is_trusted(make: Any) -> None:
