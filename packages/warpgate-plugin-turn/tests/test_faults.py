@@ -124,10 +124,12 @@ def fault(coturn: Start) -> Iterator[Callable[[str], Fault]]:
 FAULTS = ("restarted", "expired", "quota", "password", "TLS name", "unreachable", "refused")
 
 
-async def call(alice: Any, bob: Any) -> tuple[Any, str]:
+async def call(alice: Any, bob: Any, transport: str | None = None) -> tuple[Any, str]:
     """Call; return the pipe, after a message has come through, and the report's text."""
     async with asyncio.timeout(LIMIT_S):
-        pipe, _ = await auto_connect(alice, bob.address(), GUARD_S, plugins=["turn"])
+        pipe, _ = await auto_connect(
+            alice, bob.address(), GUARD_S, plugins=["turn"], transport=transport
+        )
         if pipe is not None:
             inbound = await bob.accept()
             await pipe.send(b"there")
@@ -156,6 +158,24 @@ async def test_the_next_server_serves_and_the_fault_is_told(
     assert "won, datagrams (udp), relay (noted: " in text
     assert alice.last_report.as_dict()["attempts"][-1]["notes"]
     assert "wrong" not in text  # no password ever is
+
+
+@pytest.mark.parametrize("name", ["expired", "quota", "password", "TLS name", "refused"])
+async def test_the_same_for_a_stream(
+    coturn: Start, pair: Pair, certificates: Any, fault: Any, name: str
+) -> None:
+    faulty, good = fault(name), coturn()
+    url = faulty.url.replace("transport=udp", "transport=tcp")
+    settings = {"ca_file": str(certificates[0]), "give_up_s": 60, "stagger_s": FIRST_S}
+    alice, bob = await pair([url, good.url("tls")], [], **settings)
+    pool_of(alice).servers.states[0].rtt_s = 0.0001
+    if faulty.arrange is not None:
+        await faulty.arrange(alice)
+    pipe, text = await call(alice, bob, "tcp")
+    assert pipe is not None, text
+    for words in faulty.words:
+        assert words in text
+    assert "won, a stream (tcp), relay (noted: " in text
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name != "restarted"])
