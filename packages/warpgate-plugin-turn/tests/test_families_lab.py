@@ -155,12 +155,14 @@ def test_a_relay_of_ipv4_serves_a_peer_behind_nat64(natlab: Any, prefix: str, ca
     assert found["path"] == "relay"
 
 
-def test_a_relay_of_ipv4_is_none_for_who_has_no_way_to_it(natlab: Any) -> None:
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_a_relay_of_ipv4_is_none_for_who_has_no_way_to_it(natlab: Any, transport: str) -> None:
     lab = natlab("symmetric-random", "v6-firewalled", servers=["mqtt", "stun"], relays=(4,))
     confs = ({}, {"turn_servers": []})
     with Peer(lab, "a", confs[0]) as a, Peer(lab, "b", confs[1]) as b:
         a.answer(START_S)
-        found = a.ask({"do": "connect", "address": b.answer(START_S)["address"], "timeout": 15}, 30)
+        asked = {"do": "connect", "address": b.answer(START_S)["address"]}
+        found = a.ask({**asked, "options": {"transport": transport}, "timeout": 15}, 30)
     assert not found["ok"]
     assert "can't be reached" in found["error"]
     assert found["connect_s"] < 8.0  # it is told at once, not at the attempt's end

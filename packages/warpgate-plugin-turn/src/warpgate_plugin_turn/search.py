@@ -197,7 +197,9 @@ class Search:
         allocation.on_lost.append(lambda error: self._failed(candidate.state, error))
         notes, now = [named(error) for error in self._causes], self._loop.time()
         mute = [each.candidate for each in self._running.values() if each.answered_at is None]
-        for other in dict.fromkeys(each for each in mute if each is not candidate):
+        for other in dict.fromkeys(mute):
+            if other is candidate or other.started > candidate.started:
+                continue  # who began later has not had the time
             server = other.server
             notes.append(
                 f"ServerUnreachable: TURN server {server.host} port {server.port} over "
