@@ -244,7 +244,7 @@ def _combine(
             reason = SkipReason.RELAY_LIMIT if strategy.phase == "relay" else SkipReason.TOO_MANY
         else:
             seen.add(key)
-            # Who prefers relays does so to show the peer no address: what worked last would.
+            # Who prefers relays gets one though something direct worked last time.
             again = options.relay != "prefer" and options.remembered == (
                 strategy.name,
                 path.af,
@@ -338,7 +338,7 @@ def _openings(
 
     direct = any(c.group == "direct" and likely(c.path) for c in combinations)
     punch = any(c.group == "punch" for c in combinations)
-    # Who prefers relays does so to show the peer no address: the others wait as relays do otherwise.
+    # Where relays are preferred the others wait as relays do otherwise.
     first_s, relay_s = 0.0, options.relay_after_s
     if options.relay == "prefer":
         first_s, relay_s = relay_s, first_s
