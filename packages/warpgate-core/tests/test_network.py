@@ -325,9 +325,11 @@ async def test_the_survey_is_repeated_at_once(launch, servers, monkeypatch, what
     assert node.network.stale
     for server in servers:
         server.sees = lambda source: (OUTSIDE, source[1])
+    node.network.nat64._prefix = "64:ff9b::/96"
     await what(node)
     await until(lambda: endpoint(node).nat == NATType.PORT_RESTRICTED, 10)
     assert arrived == ([True] if what is back_online else [])
+    assert (node.network.nat64.prefix is None) == (what is back_online)
 
 
 async def test_another_network_is_an_arrival(launch, machine) -> None:

@@ -83,7 +83,7 @@ def fault(coturn: Start) -> Iterator[Callable[[str], Fault]]:
         return Fault(coturn().url(login=f"{USER}:wrong"), words)
 
     def tls_name() -> Fault:
-        words = ("CertificateRefused: ", "its certificate is refused", "localhost")
+        words = ("CertificateRefused: ", "its certificate is refused", "localhost", "login page")
         return Fault(coturn().url("tls", host="localhost"), words)
 
     def restarted() -> Fault:

@@ -190,6 +190,27 @@ async def test_after_a_login_all_are_got_anew(warm: Both) -> None:
     assert [stub.af for stub in servers.open] == [IP4]
 
 
+async def test_a_call_that_ends_while_it_waits_gives_back_what_comes(warm: Both) -> None:
+    made, servers = warm
+    made.prepare(IP4)
+    taking = asyncio.create_task(made.take(IP4))
+    await asyncio.sleep(0)  # the server has been asked by now
+    taking.cancel()
+    await asyncio.wait([taking])
+    await asyncio.sleep(0)
+    assert taking.cancelled()
+    assert servers.open == []
+
+
+async def test_a_dead_one_is_not_handed_out(warm: Both) -> None:
+    made, servers = warm
+    made.prepare(IP4)
+    await until(lambda: made.has(IP4))
+    taking = asyncio.create_task(made.take(IP4))
+    servers.given[0].ended = True
+    assert await taking is None
+
+
 async def test_a_search_from_before_a_login_does_not_count(warm: Both) -> None:
     keeper, servers = warm
     servers.refusing = True

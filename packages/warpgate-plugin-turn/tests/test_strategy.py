@@ -95,6 +95,7 @@ class Result:
             self.pipes.append(pipe)
 
     def set_exception(self, error: Any) -> None:
+        assert error is not None
         self.error = error
 
 

@@ -25,6 +25,7 @@ from warpgate_plugin_turn.streams import (
     MAX_LET_IN,
     Streams,
 )
+from warpgate_plugin_turn.tcp_relay import DataConnection
 
 SIGNED = ("192.168.2.2", "203.0.113.10")
 OWN = ("192.0.2.20", 50000)
@@ -392,3 +393,22 @@ def test_caps() -> None:
         RelayFacts(lets=["192.0.2.1"] * (MAX_MAPPED + 1))
     with pytest.raises(ValueError, match="validation error"):
         RelayFacts(lets=["1" * 46])
+
+
+async def test_a_connection_that_was_ready_for_the_peer_ends_with_the_attempt(make: Any) -> None:
+    side = make()
+    closed: list[bool] = []
+    await side.offer()
+    side.streams._ahead = SimpleNamespace(close=lambda: closed.append(True))
+    side.streams.close()
+    assert closed
+    assert side.relay.retired
+
+
+async def test_a_server_that_speaks_unasked_is_hung_up_on() -> None:
+    aborted: list[bool] = []
+    connection = DataConnection()
+    transport: Any = SimpleNamespace(abort=lambda: aborted.append(True))
+    connection.connection_made(transport)
+    connection.data_received(bytes(20))
+    assert aborted
