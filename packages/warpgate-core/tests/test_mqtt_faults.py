@@ -543,3 +543,10 @@ async def test_a_flood_of_sending_is_bounded(mosquitto, monkeypatch):
         assert a.counters["mqtt_unsent"] == 15
         for _ in range(5):
             await b.get()
+
+
+async def test_a_link_that_is_dropped_in_the_moment_of_closing_ends_too(mosquitto):
+    """The task that closes it has not begun yet when everything is cancelled."""
+    async with Peer([mosquitto.url]) as a:
+        await a.connected()
+        a.transport._leave(a.transport._kept.pop(mosquitto.url))

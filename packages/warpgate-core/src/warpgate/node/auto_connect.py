@@ -248,7 +248,7 @@ def _explain(
                 + (f", asked for {', '.join(sorted(map(af_name, wanted)))}" if options.afs else "")
             )
     lines = report.lines() or ["nothing could be tried"]
-    silent = ", which answered no signal and no dial: is it running, and has it a broker in common?"
+    silent = ", which answered no signal and no dial: is it running, with a broker and strategies in common?"
     head = "no path to the peer"
     login = node.rendezvous.login_wanted()
     if login:

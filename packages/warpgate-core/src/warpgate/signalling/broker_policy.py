@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
+from warpgate.errors import ConfigError
 from warpgate.protocol.ip import is_link_local, is_loopback, is_private, is_public, parse_ip
-from warpgate.server_urls import BrokerURL, join_host_port, parse_broker
+from warpgate.protocol.peer_address import MAX_BROKER_BYTES
+from warpgate.server_urls import BrokerURL, join_host_port, parse_broker, redact
 
 INBOX_PREFIX: Final = "wg/1/i/"
 TOPIC_HASH_BYTES: Final = 20
@@ -55,6 +57,25 @@ def normalise(broker: str | BrokerURL) -> str:
     if url.scheme in ("ws", "wss"):
         path = url.path if url.path.strip("/") else WEBSOCKET_PATH
     return f"{url.scheme}://{join_host_port(host, url.port)}{path}"
+
+
+def configured(text: str) -> tuple[str, BrokerURL]:
+    """Return the name and the URL of a broker of this node's settings.
+
+    Raises:
+        ConfigError: it is not a broker's URL, or too long for an address.
+
+    """
+    try:
+        url = parse_broker(text)
+        name = normalise(url)
+    except ValueError as error:
+        raise ConfigError(f"brokers: {error}") from None
+    if len(name.encode()) > MAX_BROKER_BYTES:
+        raise ConfigError(
+            f"brokers: {redact(text)!r} is longer than the {MAX_BROKER_BYTES} bytes an address holds"
+        )
+    return name, url
 
 
 def names_of(brokers: Iterable[str]) -> list[str]:

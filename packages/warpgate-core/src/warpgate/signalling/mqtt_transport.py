@@ -13,11 +13,11 @@ import ssl
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from warpgate.errors import ConfigError, SignallingError
+from warpgate.errors import SignallingError
 from warpgate.net.nat64 import Nat64
-from warpgate.protocol.peer_address import MAX_BROKER_BYTES, MAX_BROKERS
-from warpgate.server_urls import BrokerURL, parse_broker, redact
-from warpgate.signalling.broker_policy import inbox_topic, may_dial, names_of, normalise
+from warpgate.protocol.peer_address import MAX_BROKERS
+from warpgate.server_urls import BrokerURL, parse_broker
+from warpgate.signalling.broker_policy import configured, inbox_topic, may_dial, names_of
 from warpgate.signalling.mqtt_inbox import Inbox
 from warpgate.signalling.mqtt_link import RESEND_S, BrokerLink, BrokerStatus
 from warpgate.signalling.mqtt_race import Race
@@ -82,7 +82,7 @@ class MqttTransport:
         nat64: Nat64 | None = None,
     ) -> None:
         self._configured: dict[str, BrokerURL] = {}
-        for name, url in map(_parse, brokers):
+        for name, url in map(configured, brokers):
             self._configured.setdefault(name, url)
         self._keep, self._counters = min(keep, MAX_BROKERS), counters
         self._on_link, self._tls_context = on_link, tls_context
@@ -95,6 +95,7 @@ class MqttTransport:
         self._on_demand: dict[str, BrokerLink] = {}
         self._restored: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[asyncio.Task[None]] = set()  # those of them that close links
         self._sending = 0
         self._some_up = asyncio.Event()
 
@@ -114,7 +115,7 @@ class MqttTransport:
         links = [*self._kept.values(), *self._on_demand.values()]
         self._on_demand.clear()
         tasks = set(self._tasks)
-        for task in tasks:
+        for task in tasks - self._leaving:
             task.cancel()
         tasks |= {asyncio.ensure_future(link.close()) for link in links}
         if tasks:
@@ -240,15 +241,13 @@ class MqttTransport:
         return bool(idle)
 
     def _drop_on_demand(self, link: BrokerLink) -> None:
-        del self._on_demand[link.name]
-        self._spawn(link.close())
+        self._leave(self._on_demand.pop(link.name))
 
     # Brokers kept.
 
     def _open_kept(self, name: str) -> None:
-        link = self._on_demand.pop(name, None)
-        if link is not None:
-            self._spawn(link.close())
+        if name in self._on_demand:
+            self._drop_on_demand(self._on_demand[name])
         link = self._kept[name] = self._link(self._configured[name])
         link.start()
 
@@ -300,7 +299,7 @@ class MqttTransport:
                 self._restored.pop(name, None)
             elif now - self._restored.setdefault(name, now) >= LINGER_S:
                 del self._restored[name]
-                self._spawn(self._kept.pop(name).close())
+                self._leave(self._kept.pop(name))
 
     # Receiving.
 
@@ -380,21 +379,13 @@ class MqttTransport:
         states = [f"{link.name}: {link.status().error}" for link in self._kept.values()]
         raise SignallingError(causes or "; ".join(states))
 
+    def _leave(self, link: BrokerLink) -> None:
+        task = self._spawn(link.close())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _parse(text: str) -> tuple[str, BrokerURL]:
-    try:
-        url = parse_broker(text)
-        name = normalise(url)
-    except ValueError as error:
-        raise ConfigError(f"brokers: {error}") from None
-    if len(name.encode()) > MAX_BROKER_BYTES:
-        raise ConfigError(
-            f"brokers: {redact(text)!r} is longer than the {MAX_BROKER_BYTES} bytes an address holds"
-        )
-    return name, url
