@@ -36,6 +36,7 @@ async def main():
             await asyncio.sleep(0.01)
         await node.network.ready(10)
         pool = node.traversal.plugin_loaders["turn"].factory.pool
+        await until(lambda: pool.warm.held or not pool.live)  # a guess is given back
         ready = []
         while pool.warm.held and len(ready) < 3:
             await until(lambda: pool.is_warm(IP4))

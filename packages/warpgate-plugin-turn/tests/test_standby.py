@@ -337,6 +337,23 @@ async def test_a_new_node_that_hears_nothing_prepares_one_before_its_survey_is_s
     assert len(servers.given) == 1  # it is the one that is kept
 
 
+async def test_it_is_given_back_where_the_survey_finds_a_way_unless_a_call_needs_it(
+    followed: Callable[..., Any], warm: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, servers = warm
+    monkeypatch.setattr(standby_module, "SILENCE_S", 0.01)
+    first, _ = followed()
+    await until(lambda: keeper.has(IP4))
+    first.is_now(path(False, True))
+    await until(lambda: not servers.open)
+    second, _ = followed()
+    await until(lambda: keeper.has(IP4))
+    keeper.prepare(IP4)  # a call has begun
+    second.is_now(path(False, True))
+    assert keeper.has(IP4)
+    assert len(servers.open) == 1
+
+
 @pytest.mark.parametrize(
     ("wanted", "facts"),
     [(None, {"age_s": 0.1}), (None, {"pending": False}), (False, {})],

@@ -60,6 +60,7 @@ def message(strategy: str, victim: str) -> ConMsg:
                 "stream_port": PORT + 2,
                 "mapped": [victim],
                 "knock": os.urandom(16),
+                "lets": [victim],
             }
         )
     return ConMsg()

@@ -29,6 +29,7 @@ class Standby:
         self._pool = pool
         self._wanted = wanted
         self._asked: set[int] = set()
+        self._guessed: set[int] = set()  # families of relays that nobody but this has asked for
         self._place: object = None
         pool.warm.on_asked = self.asked
         self._forget = node.network.on_change(self.look)
@@ -39,6 +40,7 @@ class Standby:
 
     def asked(self, af: int) -> None:
         """Note that a call needs a relay of a family: the next one may, too."""
+        self._guessed.discard(af)
         if af not in self._asked:
             self._asked.add(af)
             self.look()
@@ -60,14 +62,25 @@ class Standby:
         if moved:
             self._asked.clear()
         self._pool.warm.hold(families | self._asked if wanted else (), anew=moved)
+        if paths:
+            for af in self._guessed:
+                self._pool.warm.release(af)
+            self._guessed.clear()
 
     def _look_early(self) -> None:
         network = self._node.network
         if not network.pending or network.age_s is not None:
             return
-        for af in self._node.supported():
-            if any(nic.has_default(af) for nic in self._node.place.nics):
-                self._pool.prepare(af, udp_blocked=True)
+        families = {
+            af
+            for af in self._node.supported()
+            if any(nic.has_default(af) for nic in self._node.place.nics)
+        }
+        guesses = families - self._asked
+        for af in guesses:
+            self._pool.prepare(af, udp_blocked=True)
+        self._asked -= guesses  # that was no call
+        self._guessed = guesses
 
     def close(self) -> None:
         """Stop following."""

@@ -89,6 +89,11 @@ class Warm:
                 self._stop_timer(af)
                 self._refill(af)
 
+    def release(self, af: int) -> None:
+        """Give back one that was prepared, unless one of its family is held."""
+        if af not in self._held:
+            self._cool(af)
+
     def renew(self) -> None:
         """Give back what is there or on its way, and get those that are held anew: the network is another."""
         self._renewals += 1
