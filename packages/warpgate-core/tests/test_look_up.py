@@ -35,6 +35,9 @@ def resolver(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", made)
     yield made
     made.answer.set()
+    for thread in threading.enumerate():  # or the next test would join this one's question
+        if thread.name.startswith("look up "):
+            thread.join(GUARD_S)
 
 
 async def test_an_address_and_a_name() -> None:
