@@ -334,6 +334,7 @@ async def test_a_new_node_that_hears_nothing_prepares_one_before_its_survey_is_s
     assert not keeper.held
     network.is_now(WEB)
     assert keeper.held == {IP4}
+    assert keeper.has(IP4)
     assert len(servers.given) == 1  # it is the one that is kept
 
 
@@ -352,6 +353,18 @@ async def test_it_is_given_back_where_the_survey_finds_a_way_unless_a_call_needs
     second.is_now(path(False, True))
     assert keeper.has(IP4)
     assert len(servers.open) == 1
+
+
+async def test_a_guess_is_no_wish_of_a_call(
+    followed: Callable[..., Any], warm: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, _ = warm
+    monkeypatch.setattr(standby_module, "SILENCE_S", 0.01)
+    network, _ = followed()
+    await until(lambda: keeper.has(IP4))
+    network.is_now(path(False, False, af=IP6, local_ip="fd00::1"))
+    assert keeper.held == {IP6}
+    assert not keeper.has(IP4)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class Nat64:
         except TimeoutError:
             if timeout_s < LOOKUP_S:
                 return None
-        except OSError:
+        except OSError:  # nobody knows the name: there is no NAT64
             pass
         if network == self._networks and self._prefix is None:
             self._prefix = nat64_prefix(str(entry[4][0]) for entry in entries)
